@@ -1,0 +1,127 @@
+"""The contract of every application: it judges a model, and does the work that was judged."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from copy import copy
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sevenfold.datasets.base import Schema, Split
+from sevenfold.models.base import Autoencoder
+
+Columns = dict[str, np.ndarray]
+"""What a job writes: a name and (n,) values for each column."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What was measured on one split.
+
+    metrics: by name, each a finite number; among them the application's `primary`.
+    values: (n,) arrays, one entry per row, from which `Application.statistic` computes the primary metric again; two
+        models judged on the same rows are compared by drawing these rows with replacement.
+    """
+
+    metrics: Mapping[str, float]
+    values: Mapping[str, np.ndarray]
+
+
+class Rival(ABC):
+    """A classical method for the same task, fitted on the same training rows and tuned on the same validation rows."""
+
+    @abstractmethod
+    def fit(self, train: Split, validation: Split) -> None: ...
+
+    @abstractmethod
+    def evaluate(self, split: Split, train: Split) -> Scores:
+        """Judge on `split` as `Application.evaluate` does, with the same names."""
+
+
+class Application(ABC):
+    """One use of an autoencoder.
+
+    A file in `applications/` with one subclass. Its options are keyword-only arguments of `__init__` without defaults.
+    What calibration learns is in `state`, as named arrays, and travels in the bundle.
+    """
+
+    primary: ClassVar[str]
+    """The deciding metric; higher is better."""
+
+    operation: ClassVar[str]
+    """The batch job that runs `predict`."""
+
+    learns_from: ClassVar[Literal["all", "normal"]]
+    """Which training rows a candidate may learn from: all, or the normal class only where the data set names one."""
+
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        self.options = dict(options)
+        self.state: dict[str, np.ndarray] = {}
+
+    def with_state(self, state: Mapping[str, np.ndarray]) -> Self:
+        """Return a copy that was calibrated to `state`."""
+        calibrated = copy(self)
+        calibrated.state = dict(state)
+        return calibrated
+
+    @abstractmethod
+    def unsuited(self, *, code: int, images: bool | None, labelled: bool, normal: bool) -> str | None:
+        """Return why the application cannot judge such a candidate on such data, and what would suit; else None.
+
+        Args:
+            code: number of values in the candidate's code.
+            images: whether the samples are images; None where that is not known before the data are read.
+            labelled: whether the data set has a label.
+            normal: whether it names a normal class.
+        """
+
+    @abstractmethod
+    def calibrate(self, model: Autoencoder, train: Split, validation: Split) -> Self:
+        """Return a copy with thresholds and normalisers; `train` holds the rows that the model learned from."""
+
+    @abstractmethod
+    def evaluate(self, model: Autoencoder, split: Split, train: Split) -> Scores:
+        """Judge `predict` on `split`; `train` serves as reference for neighbours, never as something to judge."""
+
+    @abstractmethod
+    def statistic(self, values: Mapping[str, np.ndarray]) -> float:
+        """Return the primary metric of these per-row values; NaN where it is not defined on them."""
+
+    @abstractmethod
+    def rivals(self) -> dict[str, Rival]:
+        """Return the rivals by name, not yet fitted."""
+
+    @abstractmethod
+    def predict(self, model: Autoencoder, x: np.ndarray, observed: np.ndarray | None, schema: Schema) -> Columns:
+        """Return what a job writes for these samples, one entry per row."""
+
+
+def tensor(x: np.ndarray) -> Tensor:
+    """Return the array as a tensor; memory-mapped and read-only arrays are copied, since torch writes where it likes."""
+    return torch.from_numpy(x if x.flags.writeable else np.array(x))
+
+
+@torch.inference_mode()
+def codes(model: Autoencoder, x: np.ndarray, batch: int = 4096) -> np.ndarray:
+    """Return (n, code) float32."""
+    return np.concatenate([model.encode(tensor(x[i : i + batch])).numpy() for i in range(0, len(x), batch)])
+
+
+@torch.inference_mode()
+def reconstructions(model: Autoencoder, x: np.ndarray, batch: int = 4096) -> np.ndarray:
+    """Return (n, *shape) float32."""
+    return np.concatenate([model(tensor(x[i : i + batch])).numpy() for i in range(0, len(x), batch)])
+
+
+def code_columns(model: Autoencoder, x: np.ndarray) -> Columns:
+    """Return one column per code value: code_0, code_1, ..."""
+    z = codes(model, x)
+    return {f"code_{i}": z[:, i] for i in range(z.shape[1])}
+
+
+def flat(split: Split) -> np.ndarray:
+    """Return (n, size) float64, for the classical methods; gaps are 0, the mean of a standardised column."""
+    return np.asarray(split.x, np.float64).reshape(len(split), -1)

@@ -1,0 +1,202 @@
+"""Calibrate on validation rows, judge on test rows, and compare with the rivals on the same rows."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sevenfold import files, gate
+from sevenfold.applications.base import Application, Scores
+from sevenfold.datasets.base import Dataset, Split
+from sevenfold.models.base import Autoencoder
+
+DRAWS = 2000
+"""Bootstrap samples behind an interval."""
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """The scores of one candidate or rival on the two splits that judge."""
+
+    validation: Scores
+    test: Scores
+
+    def save(self, folder: Path, primary: str) -> None:
+        """Write `scores.json`, for people, and `values.npz`, for comparisons, into an existing folder."""
+        metrics = {"validation": dict(self.validation.metrics), "test": dict(self.test.metrics)}
+        bad = [f"{s}.{n} is {v}" for s, values in metrics.items() for n, v in values.items() if not math.isfinite(v)]
+        if bad:
+            raise ArithmeticError(
+                f"{', '.join(bad)}; expected finite numbers; is the split large enough for this metric?"
+            )
+        files.write_json(folder / "scores.json", {"primary": primary, **metrics})
+        arrays = {f"validation.{n}": v for n, v in self.validation.values.items()}
+        arrays |= {f"test.{n}": v for n, v in self.test.values.items()}
+        with files.whole(folder / "values.npz") as draft:
+            np.savez(draft, **arrays)  # type: ignore[arg-type]
+
+    @classmethod
+    def load(cls, folder: Path) -> "Judgement":
+        metrics = files.read_json(folder / "scores.json")
+        with np.load(folder / "values.npz", allow_pickle=False) as arrays:
+            values = {name: arrays[name] for name in arrays.files}
+        parts = {}
+        for split in ("validation", "test"):
+            own = {n.removeprefix(f"{split}."): v for n, v in values.items() if n.startswith(f"{split}.")}
+            parts[split] = Scores(metrics[split], own)
+        return cls(**parts)
+
+
+def learned_from(application: Application, dataset: Dataset) -> Split:
+    """Return the training rows that this application's candidates and rivals may learn from."""
+    return dataset.train.only_normal() if application.learns_from == "normal" else dataset.train
+
+
+def judge(application: Application, model: Autoencoder, dataset: Dataset) -> tuple[Application, Judgement]:
+    """Calibrate on the validation split and judge on both; returns the calibrated application too."""
+    train = learned_from(application, dataset)
+    calibrated = application.calibrate(model, train, dataset.validation)
+    return calibrated, rejudge(calibrated, model, dataset)
+
+
+def rejudge(calibrated: Application, model: Autoencoder, dataset: Dataset) -> Judgement:
+    """Judge a calibrated application as it is, as for a champion of an earlier day."""
+    train = learned_from(calibrated, dataset)
+    parts = {name: calibrated.evaluate(model, getattr(dataset, name), train) for name in ("validation", "test")}
+    return Judgement(**parts)
+
+
+def judge_rivals(application: Application, dataset: Dataset) -> tuple[dict[str, Judgement], dict[str, str]]:
+    """Fit, tune and judge every rival; returns judgements, and the reason for each rival that has none.
+
+    A rival that fails is in the second mapping and in every table: it is never left out silently.
+    """
+    train = learned_from(application, dataset)
+    judged, failed = {}, {}
+    for name, rival in application.rivals().items():
+        try:
+            rival.fit(train, dataset.validation)
+            parts = {part: rival.evaluate(getattr(dataset, part), train) for part in ("validation", "test")}
+            if not all(math.isfinite(s.metrics[application.primary]) for s in parts.values()):
+                raise ArithmeticError(f"{application.primary} is not finite")
+            judged[name] = Judgement(**parts)
+        except Exception as error:  # a classical library may fail in any way; the table says how
+            failed[name] = f"{type(error).__name__}: {error}"
+    return judged, failed
+
+
+def interval(application: Application, ours: Judgement, theirs: Judgement, *, seed: int = 0) -> gate.Interval:
+    """Return the difference of the primary metric on the test rows, ours minus theirs, with its 95 % interval.
+
+    Paired bootstrap (Efron and Tibshirani, 1993, ch. 16): the same rows are drawn for both, so what makes a row hard
+    for everybody does not widen the interval.
+    """
+    count = len(next(iter(ours.test.values.values())))
+    generator = np.random.default_rng(seed)
+    differences = []
+    for _ in range(DRAWS):
+        rows = generator.integers(count, size=count)
+        pair = [application.statistic({n: v[rows] for n, v in one.test.values.items()}) for one in (ours, theirs)]
+        # A draw may hold a single class, on which the metric is not defined.
+        if all(map(math.isfinite, pair)):
+            differences.append(pair[0] - pair[1])
+    difference = ours.test.metrics[application.primary] - theirs.test.metrics[application.primary]
+    if not differences:
+        return gate.Interval(difference, float("nan"), float("nan"))
+    low, high = np.quantile(differences, [0.025, 0.975])
+    return gate.Interval(float(difference), float(low), float(high))
+
+
+@dataclass(frozen=True)
+class Contest:
+    """Everybody's scores in one application on one data set, and who stands for the autoencoders.
+
+    chosen: the candidate best on validation; None where no candidate has a result.
+    rival: the rival best on test, the hardest to beat; None where there is none.
+    against: chosen minus rival on the test rows.
+    missing: candidates and rivals without a result, and why.
+    """
+
+    dataset: str
+    application: str
+    primary: str
+    candidates: Mapping[str, Judgement]
+    rivals: Mapping[str, Judgement]
+    missing: Mapping[str, str]
+    chosen: str | None
+    rival: str | None
+    against: gate.Interval | None
+
+    @property
+    def name(self) -> str:
+        """The name of the registered model."""
+        return f"{self.dataset}-{self.application}"
+
+    def score(self, name: str) -> float:
+        """Return the primary metric on the test rows of a candidate or a rival."""
+        return float({**self.candidates, **self.rivals}[name].test.metrics[self.primary])
+
+    @property
+    def verdict(self) -> str:
+        """What a data team should take from it, in one sentence."""
+        if self.chosen is None:
+            return "no candidate has a result"
+        if self.rival is None or self.against is None:
+            return f"{self.chosen} has no rival to be compared with"
+        ours, theirs = number(self.score(self.chosen)), number(self.score(self.rival))
+        what = self.primary.replace("_", " ")
+        if ours == theirs:
+            return f"no difference that matters between {self.chosen} and the best rival, {self.rival}: {what} {ours}"
+        if self.against.low > 0:
+            by = f"by {number(self.against.low)} to {number(self.against.high)}"
+            return f"{self.chosen} beats the best rival, {self.rival}: {what} {ours} against {theirs}, {by}"
+        if self.against.high < 0:
+            return f"{self.rival} wins here: use it ({what} {theirs} against {ours} of {self.chosen})"
+        return f"no proven difference between {self.chosen} ({what} {ours}) and the best rival, {self.rival} ({theirs})"
+
+
+def number(value: float) -> str:
+    """Return a metric with as many digits as a reader needs."""
+    if not math.isfinite(value):
+        return str(value)
+    return f"{value:.4f}" if abs(value) < 10 else f"{value:.4g}"
+
+
+def hold(
+    dataset: str,
+    name: str,
+    application: Application,
+    candidates: Mapping[str, Judgement],
+    rivals: Mapping[str, Judgement],
+    missing: Mapping[str, str],
+) -> Contest:
+    """Choose on validation, compare on test."""
+    primary = application.primary
+    chosen = gate.best({n: j.validation.metrics[primary] for n, j in candidates.items()})
+    rival = gate.best({n: j.test.metrics[primary] for n, j in rivals.items()})
+    against = interval(application, candidates[chosen], rivals[rival]) if chosen and rival else None
+    return Contest(dataset, name, primary, dict(candidates), dict(rivals), dict(missing), chosen, rival, against)
+
+
+def summary(contest: Contest) -> dict[str, Any]:
+    """Return the contest as plain numbers and words, for the metrics file."""
+    result: dict[str, Any] = {"verdict": contest.verdict, "metric": contest.primary}
+    if contest.chosen is not None:
+        result["winner"] = contest.chosen
+        result |= {
+            "score": contest.score(contest.chosen),
+            "test": dict(contest.candidates[contest.chosen].test.metrics),
+        }
+    if contest.rival is not None:
+        result["rival"] = {
+            "name": contest.rival,
+            "score": contest.score(contest.rival),
+            "test": dict(contest.rivals[contest.rival].test.metrics),
+        }
+    if contest.against is not None:
+        result["difference"] = contest.against.to_json()
+        result["beats_rivals"] = contest.against.low > 0
+    return result

@@ -1,0 +1,1 @@
+"""Autoencoders: the contract (`base`) and the variants, one file each."""

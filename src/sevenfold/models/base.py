@@ -1,0 +1,126 @@
+"""The contract of every autoencoder variant, and the little they all share."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sevenfold import modules
+
+
+class Autoencoder(nn.Module, ABC):
+    """Encodes a sample as a short vector and decodes it again.
+
+    A variant is one file in `models/` with one subclass. Its options are keyword-only arguments of `__init__` without
+    defaults: params.yaml owns the numbers. In `eval` mode both ways are deterministic and treat each sample on its own.
+    """
+
+    def __init__(self, shape: tuple[int, ...], code: int) -> None:
+        super().__init__()
+        size = int(torch.Size(shape).numel())
+        if not 1 <= code <= size:
+            raise ValueError(f"code is {code}; expected 1 to {size}, the number of values in a sample of shape {shape}")
+        self.shape = tuple(shape)
+        self.size = size
+        self.code = code
+
+    @abstractmethod
+    def prepare(self, x: Tensor, observed: Tensor | None) -> None:
+        """Learn buffers (scaling, components) from the training samples, before the first step; x (n, *shape)."""
+
+    @abstractmethod
+    def encode(self, x: Tensor) -> Tensor:
+        """(n, *shape) -> (n, code)"""
+
+    @abstractmethod
+    def decode(self, z: Tensor) -> Tensor:
+        """(n, code) -> (n, *shape)"""
+
+    @abstractmethod
+    def losses(self, x: Tensor, observed: Tensor | None) -> dict[str, Tensor]:
+        """Return named, weighted scalars; training minimises their sum. Cells that are not observed do not count."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the reconstruction, (n, *shape)."""
+        reconstruction: Tensor = self.decode(self.encode(x))
+        return reconstruction
+
+
+def squared_error(output: Tensor, x: Tensor, observed: Tensor | None) -> Tensor:
+    """Return the mean squared error over the observed cells, in the squared unit of x."""
+    error = (output - x).square()
+    if observed is None:
+        return error.mean()
+    return (error * observed).sum() / observed.sum().clamp(min=1)
+
+
+class Standardiser(nn.Module):
+    """Centres each value of a sample and divides all by one spread, so that networks see numbers of the order of 1.
+
+    One spread for all keeps the values' proportions: what varies little stays small, and the squared error of the
+    standardised sample is that of the sample up to a constant factor.
+    """
+
+    center: Tensor
+    spread: Tensor
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.register_buffer("center", torch.zeros(shape))
+        self.register_buffer("spread", torch.ones(()))
+
+    def learn(self, x: Tensor, observed: Tensor | None) -> None:
+        """Take the mean of each value, and the root mean square of what is left of all of them, over observed cells."""
+        if observed is None:
+            center = x.mean(dim=0)
+            spread = (x - center).square().mean().sqrt()
+        else:
+            center = (x * observed).sum(dim=0) / observed.sum(dim=0).clamp(min=1)
+            spread = squared_error(x, center.expand_as(x), observed).sqrt()
+        self.center.copy_(center)
+        self.spread.copy_(spread.clamp(min=1e-6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - self.center) / self.spread
+
+    def inverse(self, x: Tensor) -> Tensor:
+        return x * self.spread + self.center
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Enough to build a model again, as plain JSON: its variant, the shape of a sample, and the variant's options."""
+
+    variant: str
+    shape: tuple[int, ...]
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def problems(self) -> list[str]:
+        """Return everything wrong with the variant's name or its options."""
+        try:
+            variant = modules.member("models", self.variant, Autoencoder)  # type: ignore[type-abstract]
+        except ValueError as error:
+            return [str(error)]
+        return modules.option_problems(variant, self.options, of=self.variant)
+
+    def build(self) -> Autoencoder:
+        """Return a fresh model. Seed torch before: the weights are drawn here.
+
+        Raises:
+            ValueError: the variant or one of its options is unknown, missing or out of range.
+        """
+        if problems := self.problems():
+            raise ValueError("; ".join(problems))
+        variant: Any = modules.member("models", self.variant, Autoencoder)
+        model: Autoencoder = variant(self.shape, **self.options)
+        return model
+
+    def to_json(self) -> dict[str, Any]:
+        return {"variant": self.variant, "shape": list(self.shape), "options": dict(self.options)}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "ModelSpec":
+        return cls(value["variant"], tuple(value["shape"]), value["options"])

@@ -1,0 +1,224 @@
+"""From raw rows to a data set: leave out what is not a feature, split, learn the schema, transform.
+
+Everything that depends on the data is learned from the training rows alone.
+"""
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from sevenfold import formats
+from sevenfold.datasets import base
+from sevenfold.datasets.base import DataError, Dataset, ImageSchema, Split, TableSchema
+
+
+def prepare(
+    name: str,
+    rows: formats.Rows,
+    *,
+    label: str | None,
+    normal: Sequence[str] | None,
+    identifier: str | None,
+    group: str | None,
+    drop: Sequence[str],
+    categorical: Sequence[str],
+    value_range: tuple[float, float] | None,
+    duplicates: str,
+    validation: float,
+    test: float,
+    seed: int,
+) -> Dataset:
+    """Split raw rows and turn them into tensors.
+
+    Args:
+        label: column that judges; rows are stratified by it.
+        normal: labels of the normal class; every other label is an anomaly.
+        identifier: column that identifies a row; its position does where there is none.
+        group: column whose values never spread over two splits.
+        drop: columns that are no features.
+        categorical: numeric columns to be taken as categories.
+        value_range: lowest and highest value of images whose type does not say it.
+        duplicates: "error" refuses rows that are in two splits, "drop" keeps the first of equal rows.
+        validation, test: share of the rows, 0 to 1.
+        seed: of the split.
+
+    Raises:
+        DataError: one message with every problem found.
+    """
+    problems = _column_problems(rows.frame, label, normal, identifier, group, drop, categorical)
+    if problems:
+        raise DataError(name, problems)
+    notes = []
+    aside = [c for c in (label, identifier, group) if c is not None]
+    features = _features(rows, [*aside, *drop])
+    if duplicates == "drop":
+        kept = np.flatnonzero(~pd.Series(_fingerprints(features)).duplicated().to_numpy())
+        if len(kept) < len(rows):
+            notes.append(f"{len(rows) - len(kept)} repeated rows left out")
+        rows, features = rows.take(kept), features.take(kept)
+
+    y = None if label is None else base.as_text(rows.frame[label]).to_numpy(dtype=object)
+    groups = None if group is None else rows.frame[group].astype(str).to_numpy()
+    places = split(len(rows), y, groups, validation=validation, test=test, seed=seed)
+    problems = [
+        f"the {part} split is empty; give it a larger share or more rows" for part, p in places.items() if not len(p)
+    ]
+    problems += _crossing(features, places)
+    if problems:
+        raise DataError(name, problems)
+    train = features.take(places["train"])
+    schema: base.Schema
+    try:
+        if rows.images is not None:
+            schema = ImageSchema.learn(train, value_range=value_range)
+        else:
+            schema = TableSchema.learn(train, categorical=tuple(categorical))
+        # The schema knows the training rows only: values that just the other splits have come to light here.
+        schema.require(features, name)
+    except DataError as error:
+        raise DataError(name, list(error.problems)) from None
+
+    ids = rows.frame[identifier].to_numpy() if identifier else np.arange(len(rows))
+    is_normal = None if normal is None or y is None else np.isin(y.astype(str), list(normal))
+    splits = {}
+    for part, place in places.items():
+        x, observed = schema.transform(features.take(place))
+        splits[part] = Split(
+            x,
+            observed,
+            None if y is None else y[place],
+            None if is_normal is None else is_normal[place],
+            ids[place],
+        )
+    return Dataset(name, schema, notes=tuple(notes), **splits)
+
+
+def _features(rows: formats.Rows, aside: Sequence[str]) -> formats.Rows:
+    """The rows without what is no feature: for images, everything beside them."""
+    frame = rows.frame[[]] if rows.images is not None else rows.frame.drop(columns=list(aside))
+    return formats.Rows(frame, rows.images)
+
+
+def training_rows(
+    rows: formats.Rows, *, label: str | None, group: str | None, validation: float, test: float, seed: int
+) -> formats.Rows:
+    """Return the raw rows of the training split, which is all that a profile of the data may look at."""
+    y = None if label is None else base.as_text(rows.frame[label]).to_numpy(dtype=object)
+    groups = None if group is None else rows.frame[group].astype(str).to_numpy()
+    return rows.take(split(len(rows), y, groups, validation=validation, test=test, seed=seed)["train"])
+
+
+def split(
+    count: int,
+    y: np.ndarray | None,
+    groups: np.ndarray | None,
+    *,
+    validation: float,
+    test: float,
+    seed: int,
+) -> dict[str, np.ndarray]:
+    """Return the sorted row positions of "train", "validation" and "test".
+
+    Rows are laid out by label, in random order within each, and every split takes its share in even steps along that
+    line (systematic sampling), so that each label is in each split in proportion, to within one row. With groups,
+    whole groups are laid out in random order instead.
+    """
+    generator = np.random.default_rng(seed)
+    if groups is not None:
+        names, member = np.unique(groups, return_inverse=True)
+        order = generator.permutation(len(names))
+        part = np.empty(len(names), int)
+        part[order] = _deal(len(names), validation, test, generator)
+        part = part[member]
+    else:
+        keys = generator.random(count)
+        order = np.argsort(keys) if y is None else np.lexsort((keys, y.astype(str)))
+        part = np.empty(count, int)
+        part[order] = _deal(count, validation, test, generator)
+    return {name: np.flatnonzero(part == i) for i, name in enumerate(base.SPLITS)}
+
+
+def _deal(count: int, validation: float, test: float, generator: np.random.Generator) -> np.ndarray:
+    """Return (count,) of 0 for train, 1 for validation, 2 for test, each share spread evenly."""
+    part = np.zeros(count, int)
+    for value, share in ((2, test), (1, validation / (1 - test))):
+        left = np.flatnonzero(part == 0)
+        steps = np.floor(np.arange(len(left) + 1) * share + generator.random())
+        part[left[np.diff(steps) > 0]] = value
+    return part
+
+
+def _fingerprints(features: formats.Rows) -> np.ndarray:
+    """Return one text per row that is equal for equal rows."""
+    if features.images is not None:
+        flat = np.ascontiguousarray(features.images.reshape(len(features), -1))
+        return np.array([hashlib.sha256(row.tobytes()).hexdigest() for row in flat])
+    first = pd.util.hash_pandas_object(features.frame, index=False).astype(str)
+    # 64 bits collide among billions of rows; two different keys make 128.
+    second = pd.util.hash_pandas_object(features.frame, index=False, hash_key="sevenfold-rows-2").astype(str)
+    return (first + second).to_numpy()
+
+
+def _crossing(features: formats.Rows, places: dict[str, np.ndarray]) -> list[str]:
+    """Count the rows whose values are also in an earlier split."""
+    prints = _fingerprints(features)
+    seen: dict[str, set[str]] = {part: set(prints[place]) for part, place in places.items()}
+    found = []
+    for i, one in enumerate(base.SPLITS):
+        for other in base.SPLITS[i + 1 :]:
+            shared = [p for p in places[other] if prints[p] in seen[one]]
+            if shared:
+                found.append(
+                    f"{len(shared)} rows of the {other} split are also in the {one} split (first: row {shared[0]}); expected "
+                    "none, since they would be judged on what they learned; set `duplicates: drop`, or `group` by what repeats"
+                )
+    return found
+
+
+def _column_problems(
+    frame: pd.DataFrame,
+    label: str | None,
+    normal: Sequence[str] | None,
+    identifier: str | None,
+    group: str | None,
+    drop: Sequence[str],
+    categorical: Sequence[str],
+) -> list[str]:
+    found = []
+    roles = {"label": [label], "id": [identifier], "group": [group], "drop": drop, "categorical": categorical}
+    known = [str(c) for c in frame.columns]
+    for role, names in roles.items():
+        for name in names:
+            if name is not None and name not in frame.columns:
+                found.append(
+                    f"`{role}` names column {name!r}, which is not there; there are: {', '.join(known) or 'none'}"
+                )
+    if label in frame.columns:
+        y = base.as_text(frame[label])
+        if y.isna().any():
+            found.append(
+                f"label {label!r} has {y.isna().sum()} gaps (first: row {y.index[y.isna()][0]}); expected a label in each row"
+            )
+        classes = sorted(y.dropna().unique())
+        if len(classes) < 2:
+            found.append(
+                f"label {label!r} has one class only ({', '.join(classes) or 'none'}); expected two or more; leave `label` out"
+            )
+        elif normal is not None:
+            if unknown := [n for n in normal if n not in classes]:
+                found.append(
+                    f"`normal` names {', '.join(map(repr, unknown))}; the labels are {', '.join(map(repr, classes[:20]))}"
+                )
+            elif set(classes) <= set(normal):
+                found.append("`normal` names every class; expected at least one class of anomalies")
+    elif normal is not None and label is None:
+        found.append("`normal` needs a `label` column; name it, or leave `normal` out")
+    if identifier in frame.columns:
+        again = frame[identifier].duplicated()
+        if again.any():
+            found.append(
+                f"id {identifier!r} repeats in {again.sum()} rows (first: row {again.idxmax()}); expected one per row"
+            )
+    return found

@@ -1,0 +1,361 @@
+"""The stages of dvc.yaml: each reads files, calls one library function, writes files. No side effects beyond its outputs.
+
+A DVC cache hit skips a stage's command, so nothing that has to happen every time may live here.
+"""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from sevenfold import bundles, evaluation, files, formats, modules, params, preparation, training
+from sevenfold.applications.base import Application
+from sevenfold.datasets.base import Dataset
+from sevenfold.models.base import ModelSpec
+from sevenfold.params import Params
+from sevenfold.workspace import Workspace
+
+
+def fetch(workspace: Workspace, name: str) -> None:
+    """Write a built-in data set as a raw file, as if a user had put it there."""
+    import numpy as np
+
+    entry = params.load(workspace.params).fetch[name]
+    source = modules.load("datasets", name).fetch
+    if problems := modules.option_problems(source, entry.options, of=f"fetch.{name}"):
+        raise ValueError("; ".join(problems))
+    rows = source(**entry.options)
+    path = workspace.root / entry.path
+    if rows.images is None:
+        formats.write(path, rows.frame)
+    else:
+        columns = {str(c): rows.frame[c].to_numpy() for c in rows.frame}
+        # Fixed-width text, since an array of objects would need pickle.
+        columns = {
+            c: v.astype(str) if v.dtype == object or v.dtype.kind not in "biuf" else v for c, v in columns.items()
+        }
+        with files.whole(path) as draft:
+            np.savez_compressed(draft, images=rows.images, **columns)
+    print(f"{path.relative_to(workspace.root)}: {len(rows)} rows")
+
+
+def read_raw(workspace: Workspace, settings: Params, dataset: str) -> formats.Rows:
+    entry = settings.datasets[dataset]
+    return formats.read(workspace.root / entry.path, **entry.read_options)
+
+
+def validate(workspace: Workspace, dataset: str) -> None:
+    """Check a data set against its suite; writes the verdict and its page, then fails if a critical expectation did."""
+    from sevenfold import validation
+
+    rows = read_raw(workspace, params.load(workspace.params), dataset)
+    suite = validation.read_suite(workspace.suite(dataset))
+    verdict = validation.check(to_validate(rows), suite, dataset=dataset)
+    path = workspace.verdict(dataset)
+    files.write_text(path, verdict.to_json())
+    files.write_text(path.with_suffix(".html"), validation.page(verdict))
+    warnings = len(verdict.failures("warning"))
+    verdict.require()
+    print(
+        f"{dataset}: {len(verdict.expectations)} expectations met"
+        + (f", but for {warnings} warnings" if warnings else "")
+    )
+
+
+def to_validate(rows: formats.Rows) -> Any:
+    """Return the table that a suite speaks of: the rows themselves, or facts about each image beside its columns."""
+    import pandas as pd
+
+    from sevenfold import validation
+
+    if rows.images is None:
+        return rows.frame
+    facts = validation.describe(rows.images, None)
+    return pd.concat([facts, rows.frame.drop(columns=[c for c in rows.frame if c in facts])], axis=1)
+
+
+def prepare(workspace: Workspace, dataset: str) -> None:
+    """Split a data set and turn its rows into tensors."""
+    settings = params.load(workspace.params)
+    entry = settings.datasets[dataset]
+    prepared = preparation.prepare(
+        dataset,
+        read_raw(workspace, settings, dataset),
+        label=entry.label,
+        normal=entry.normal,
+        identifier=entry.id,
+        group=entry.group,
+        drop=entry.drop,
+        categorical=entry.categorical,
+        value_range=entry.range,
+        duplicates=entry.duplicates,
+        validation=entry.split.validation,
+        test=entry.split.test,
+        seed=entry.split.seed,
+    )
+    prepared.save(workspace.prepared(dataset))
+    sizes = ", ".join(f"{len(getattr(prepared, part))} {part}" for part in ("train", "validation", "test"))
+    print(f"{dataset}: {sizes} rows of shape {prepared.schema.shape}" + "".join(f"; {n}" for n in prepared.notes))
+
+
+def application(settings: Params, dataset: str, name: str) -> Application:
+    """Return an application with its options for a data set, not yet calibrated."""
+    kind: Any = modules.member("applications", name, Application)
+    options = settings.applications[dataset][name]
+    if problems := modules.option_problems(kind, options, of=f"applications.{dataset}.{name}"):
+        raise ValueError("; ".join(problems))
+    made: Application = kind(**options)
+    return made
+
+
+def rivals(workspace: Workspace, dataset: str) -> None:
+    """Fit and judge the classical rivals of every application on a data set."""
+    settings = params.load(workspace.params)
+    prepared = Dataset.load(workspace.prepared(dataset))
+    with files.whole(workspace.rivals(dataset)) as draft:
+        draft.mkdir()
+        for name in settings.applications[dataset]:
+            contest = application(settings, dataset, name)
+            judged, failed = evaluation.judge_rivals(contest, prepared)
+            for rival, judgement in judged.items():
+                (draft / name / rival).mkdir(parents=True)
+                judgement.save(draft / name / rival, contest.primary)
+                print(f"{dataset}-{name}: {rival} {contest.primary} {judgement.test.metrics[contest.primary]:.4f}")
+            for rival, reason in failed.items():
+                print(f"{dataset}-{name}: {rival} has no result: {reason}")
+            (draft / name).mkdir(exist_ok=True)
+            files.write_json(draft / name / "failed.json", failed)
+
+
+def train(workspace: Workspace, candidate: str) -> None:
+    """Train one candidate; writes its weights and its curves."""
+    settings = params.load(workspace.params)
+    entry = settings.candidates[candidate]
+    dataset = Dataset.load(workspace.prepared(entry.dataset))
+    learn, held_out = dataset.train, dataset.validation
+    if entry.rows == "normal":
+        learn, held_out = learn.only_normal(), held_out.only_normal()
+    spec = ModelSpec(entry.variant, tuple(dataset.schema.shape), dict(entry.options))
+    if problems := spec.problems():
+        raise ValueError("; ".join(problems))
+    show = _Progress(candidate, settings.settings(candidate).epochs)
+    model, history = training.fit(
+        spec,
+        learn,
+        held_out,
+        training.Settings(**settings.settings(candidate).model_dump()),
+        seed=settings.seed,
+        device=_device(),
+        on_epoch=show,
+    )
+    bundles.save_model(workspace.candidate(candidate), spec, model)
+    files.write_text(workspace.history(candidate), history.to_csv())
+    best = history.best
+    print(f"{candidate}: {len(history.epochs)} epochs, best validation loss {best.loss:.6g} in epoch {best.number}")
+
+
+def _device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+class _Progress:
+    """Shows a training's epochs: one line that stays on a terminal, a line now and then in a log."""
+
+    def __init__(self, candidate: str, epochs: int) -> None:
+        self._candidate, self._epochs = candidate, epochs
+        self._terminal = sys.stdout.isatty()
+        self._seconds = 0.0
+        self._shown = 0.0
+
+    def __call__(self, epoch: training.Epoch) -> None:
+        self._seconds += epoch.seconds
+        last = epoch.number == self._epochs
+        if self._seconds - self._shown < (0.1 if self._terminal else 2.0) and not (last or epoch.number == 1):
+            return
+        self._shown = self._seconds
+        left = self._seconds / epoch.number * (self._epochs - epoch.number)
+        terms = ", ".join(f"{n} {v:.4g}" for n, v in epoch.train.items())
+        rate = epoch.rows / max(epoch.seconds, 1e-9)
+        line = (
+            f"{self._candidate}: epoch {epoch.number}/{self._epochs}, {terms}, validation {epoch.loss:.4g}, "
+            f"{rate:,.0f} rows/s, at most {left:.0f} s left"
+        )
+        if self._terminal:
+            print(f"\r{line:<110}", end="\n" if last else "", flush=True)
+        else:
+            print(line, flush=True)
+
+
+def evaluate(workspace: Workspace, candidate: str) -> None:
+    """Calibrate and judge one candidate in each of its applications; writes a bundle for each."""
+    settings = params.load(workspace.params)
+    entry = settings.candidates[candidate]
+    dataset = Dataset.load(workspace.prepared(entry.dataset))
+    spec, model = bundles.load_model(workspace.candidate(candidate))
+    origin = {
+        "dataset": entry.dataset,
+        "candidate": candidate,
+        "data_path": settings.datasets[entry.dataset].path,
+        "data_digest": files.digest(workspace.prepared(entry.dataset)),
+        "seed": settings.seed,
+        "rows": entry.rows,
+    }
+    with files.whole(workspace.evaluation(candidate)) as draft:
+        for name in entry.applications:
+            calibrated, judgement = evaluation.judge(application(settings, entry.dataset, name), model, dataset)
+            folder = draft / name
+            folder.mkdir(parents=True)
+            bundles.save(folder / "bundle", bundles.Bundle(spec, model, dataset.schema, name, calibrated, origin))
+            judgement.save(folder, calibrated.primary)
+            print(
+                f"{entry.dataset}-{name}: {candidate} {calibrated.primary} {judgement.test.metrics[calibrated.primary]:.4f}"
+            )
+
+
+def contests(settings: Params) -> list[tuple[str, str]]:
+    """Return every (data set, application) that params.yaml asks for and some candidate takes part in."""
+    wanted = {(c.dataset, a) for c in settings.candidates.values() for a in c.applications}
+    return [(d, a) for d, some in settings.applications.items() for a in some if (d, a) in wanted]
+
+
+def contest(workspace: Workspace, settings: Params, dataset: str, name: str) -> evaluation.Contest:
+    """Collect the judgements of one contest from disk. A judgement of weights that have changed since does not count."""
+    candidates, missing = {}, {}
+    for candidate, entry in settings.of_dataset(dataset).items():
+        if name not in entry.applications:
+            continue
+        folder = workspace.evaluation(candidate) / name
+        judged, trained = folder / "bundle" / "model.safetensors", workspace.candidate(candidate) / "model.safetensors"
+        if not (folder / "scores.json").is_file() or not judged.is_file():
+            missing[candidate] = "not evaluated"
+        elif not trained.is_file() or files.digest(judged) != files.digest(trained):
+            missing[candidate] = "its last training failed or was not evaluated; the older result does not count"
+        else:
+            candidates[candidate] = evaluation.Judgement.load(folder)
+    found: dict[str, evaluation.Judgement] = {}
+    folder = workspace.rivals(dataset) / name
+    if (folder / "failed.json").is_file():
+        missing |= files.read_json(folder / "failed.json")
+        found = {p.name: evaluation.Judgement.load(p) for p in sorted(folder.iterdir()) if p.is_dir()}
+    return evaluation.hold(dataset, name, application(settings, dataset, name), candidates, found, missing)
+
+
+def scorecard(workspace: Workspace) -> None:
+    """Compare all that have a result: metrics for `dvc metrics`, a table for `dvc plots`, and the report."""
+    import pandas as pd
+
+    from sevenfold import report
+
+    settings = params.load(workspace.params)
+    held = [contest(workspace, settings, dataset, name) for dataset, name in contests(settings)]
+    summary: dict[str, dict[str, Any]] = {}
+    lines = []
+    for one in held:
+        summary.setdefault(one.dataset, {})[one.application] = evaluation.summary(one)
+        for kind, group in (("candidate", one.candidates), ("rival", one.rivals)):
+            lines += [
+                {"contest": one.name, "name": n, "kind": kind, "metric": one.primary, "score": one.score(n)}
+                for n in group
+            ]
+        print(f"{one.name}: {one.verdict}")
+    files.write_json(workspace.metrics, summary)
+    formats.write(workspace.comparison, pd.DataFrame(lines, columns=["contest", "name", "kind", "metric", "score"]))
+    curves = {n: workspace.history(n) for n in settings.candidates if workspace.history(n).is_file()}
+    verdicts = {d: files.read_json(workspace.verdict(d)) for d in settings.datasets if workspace.verdict(d).is_file()}
+    files.write_text(workspace.report, report.page(held, verdicts, {n: pd.read_csv(p) for n, p in curves.items()}))
+
+
+OF_DATASET: dict[str, Callable[[Workspace, str], None]] = {
+    "fetch": fetch,
+    "validate": validate,
+    "prepare": prepare,
+    "rivals": rivals,
+}
+OF_CANDIDATE: dict[str, Callable[[Workspace, str], None]] = {"train": train, "evaluate": evaluate}
+
+
+def run(workspace: Workspace, stage: str, subject: str | None) -> None:
+    """Run one stage by its name, as dvc.yaml does.
+
+    Raises:
+        ValueError: no such stage, data set or candidate.
+    """
+    if stage == "scorecard":
+        scorecard(workspace)
+        return
+    settings = params.load(workspace.params)
+    functions = OF_DATASET | OF_CANDIDATE
+    if stage not in functions:
+        known = [*functions, "scorecard"]
+        raise ValueError(f"no stage {stage!r}{modules.meant(stage, known)}; there are: {', '.join(known)}")
+    known = sorted(
+        settings.candidates if stage in OF_CANDIDATE else settings.fetch if stage == "fetch" else settings.datasets
+    )
+    if subject not in known:
+        what = "candidate" if stage in OF_CANDIDATE else "data set"
+        raise ValueError(
+            f"stage {stage}: no {what} {subject!r}{modules.meant(subject or '', known)}; there are: {', '.join(known)}"
+        )
+    functions[stage](workspace, subject)
+
+
+def problems(workspace: Workspace, settings: Params) -> list[str]:
+    """Return everything in params.yaml that only the code of variants, sources and applications can tell is wrong."""
+    found = []
+    for name, entry in settings.fetch.items():
+        found += modules.option_problems(modules.load("datasets", name).fetch, entry.options, of=f"fetch.{name}")
+    for dataset, name in ((d, a) for d, some in settings.applications.items() for a in some):
+        kind: Any = modules.member("applications", name, Application)
+        found += modules.option_problems(
+            kind, settings.applications[dataset][name], of=f"applications.{dataset}.{name}"
+        )
+    for name, candidate in settings.candidates.items():
+        found += [
+            f"candidates.{name}: {p}" for p in ModelSpec(candidate.variant, (1,), dict(candidate.options)).problems()
+        ]
+    return found or _suitability(workspace, settings)
+
+
+def _suitability(workspace: Workspace, settings: Params) -> list[str]:
+    """Return each candidate that an application cannot judge, or that learns from the wrong rows for it."""
+    found = []
+    for name, candidate in settings.candidates.items():
+        dataset = settings.datasets[candidate.dataset]
+        for wanted in candidate.applications:
+            contest = application(settings, candidate.dataset, wanted)
+            code = int(candidate.options.get("code", 0))
+            images = _holds_images(workspace.root / dataset.path)
+            reason = contest.unsuited(
+                code=code, images=images, labelled=dataset.label is not None, normal=dataset.normal is not None
+            )
+            if reason:
+                found.append(f"candidates.{name}: {wanted} on {candidate.dataset}: {reason}")
+            rows = contest.learns_from if dataset.normal is not None else "all"
+            if candidate.rows != rows:
+                found.append(
+                    f"candidates.{name}.rows is {candidate.rows}; {wanted} on {candidate.dataset} learns from {rows} rows; "
+                    f"set `rows: {rows}`, or make a candidate of its own for {wanted}"
+                )
+    return found
+
+
+def _holds_images(path: Path) -> bool | None:
+    """Say whether a raw file holds images, as far as its name tells; None where it does not."""
+    name = path.name.lower().removesuffix(".gz")
+    if name.endswith((".csv", ".parquet")):
+        return False
+    return True if path.is_dir() or name.endswith((".idx", "ubyte")) else None
+
+
+def check(workspace: Workspace) -> Params:
+    """Read params.yaml and check all of it, with the code it names.
+
+    Raises:
+        ParamsError: with every problem found.
+    """
+    settings = params.load(workspace.params)
+    if found := problems(workspace, settings):
+        raise params.ParamsError(workspace.params, found)
+    return settings

@@ -1,0 +1,161 @@
+"""The workspace: the project folder, where each of its files is, and the environment its tools run in.
+
+Nothing else in the package builds a path inside the project. Two kinds of place:
+
+- what DVC and git own, for everybody to read: `params.yaml`, `data/`, `results/`;
+- `.sevenfold/`, private to one user on one machine (mode 0700): databases, artifacts, logs, locks. It is never in git.
+"""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import filelock
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """The folder that holds `params.yaml` and `dvc.yaml`, with the places inside it."""
+
+    root: Path
+
+    @property
+    def params(self) -> Path:
+        return self.root / "params.yaml"
+
+    def suite(self, dataset: str) -> Path:
+        """The Great Expectations suite of a data set; in git, owned by the user."""
+        return self.root / "data" / "expectations" / f"{dataset}.json"
+
+    def raw(self, filename: str) -> Path:
+        return self.root / "data" / "raw" / filename
+
+    # Outputs of the stages, each named after the stage that writes it.
+
+    def verdict(self, dataset: str) -> Path:
+        return self.root / "results" / "validation" / f"{dataset}.json"
+
+    def prepared(self, dataset: str) -> Path:
+        return self.root / "data" / "prepared" / dataset
+
+    def rivals(self, dataset: str) -> Path:
+        return self.root / "results" / "rivals" / dataset
+
+    def candidate(self, candidate: str) -> Path:
+        return self.root / "results" / "candidates" / candidate
+
+    def history(self, candidate: str) -> Path:
+        return self.root / "results" / "history" / f"{candidate}.csv"
+
+    def evaluation(self, candidate: str) -> Path:
+        return self.root / "results" / "evaluations" / candidate
+
+    @property
+    def metrics(self) -> Path:
+        return self.root / "results" / "metrics.json"
+
+    @property
+    def comparison(self) -> Path:
+        """Every candidate's and rival's primary number, one row each; what `dvc plots` draws."""
+        return self.root / "results" / "comparison.csv"
+
+    @property
+    def report(self) -> Path:
+        return self.root / "results" / "report.html"
+
+    # Private places.
+
+    @property
+    def private(self) -> Path:
+        return self.root / ".sevenfold"
+
+    @property
+    def logs(self) -> Path:
+        return self.private / "logs"
+
+    @property
+    def locks(self) -> Path:
+        return self.private / "locks"
+
+    @property
+    def batches(self) -> Path:
+        """Where `sevenfold run` leaves the output of its own batch job."""
+        return self.private / "batches"
+
+    @property
+    def tracking_uri(self) -> str:
+        """Where MLflow records: `MLFLOW_TRACKING_URI` if the user has set it, else a database of the workspace."""
+        return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self.private / 'mlflow' / 'mlflow.db'}"
+
+    @property
+    def model_artifacts(self) -> Path:
+        return self.private / "mlflow" / "artifacts"
+
+    @property
+    def prefect_home(self) -> Path:
+        return self.private / "prefect"
+
+    def lock(self, name: str, *, timeout: float = -1) -> filelock.BaseFileLock:
+        """Return a lock that the kernel releases when its holder dies; `timeout` in seconds, -1 waits for ever."""
+        self.locks.mkdir(parents=True, exist_ok=True)
+        return filelock.FileLock(self.locks / f"{name}.lock", timeout=timeout)
+
+    def environment(self) -> dict[str, str]:
+        """Return the variables that every process of this workspace runs with.
+
+        What the user has set stays as it is, with one exception: no model is ever loaded by unpickling.
+        """
+        ours = {
+            "SEVENFOLD_WORKSPACE": str(self.root),
+            "DO_NOT_TRACK": "true",
+            "DVC_NO_ANALYTICS": "1",
+            # DVC's shared cache folder holds pickles that other users of the machine could plant (CVE-2025-69872).
+            "DVC_SITE_CACHE_DIR": str(self.private / "dvc"),
+            "GX_ANALYTICS_ENABLED": "false",
+            "MLFLOW_DISABLE_TELEMETRY": "true",
+            "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+            "MLFLOW_TRACKING_URI": self.tracking_uri,
+            "MPLBACKEND": "Agg",
+            "PREFECT_HOME": str(self.prefect_home),
+            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+            "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "90",
+            "PREFECT_RESULTS_DEFAULT_SERIALIZER": "json",
+            "RAY_USAGE_STATS_ENABLED": "0",
+        }
+        environment = ours | os.environ | {"MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"}
+        # `dvc repro` runs `sevenfold`, which need not be on the user's PATH.
+        environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+        return environment
+
+    @contextmanager
+    def settled(self) -> Iterator[None]:
+        """Hold the process to this workspace: its variables are set inside the block and put back after it."""
+        before = dict(os.environ)
+        os.environ.update(self.environment())
+        try:
+            yield
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
+
+    def initialise(self) -> None:
+        """Make the private folders, readable by their owner only. Safe to repeat."""
+        folders = [self.private, self.logs, self.locks, self.batches, self.prefect_home, self.model_artifacts]
+        for folder in [*folders, self.private / "dvc", self.model_artifacts.parent]:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            folder.chmod(0o700)
+
+
+def find(start: Path | None = None) -> Workspace:
+    """Return the workspace around `start` (default: `SEVENFOLD_WORKSPACE`, else the current folder)."""
+    origin = Path(start or os.environ.get("SEVENFOLD_WORKSPACE") or Path.cwd()).resolve()
+    for folder in [origin, *origin.parents]:
+        if (folder / "params.yaml").is_file() and (folder / "dvc.yaml").is_file():
+            return Workspace(folder)
+    raise LookupError(
+        f"no workspace at {origin} or above it: expected a folder with params.yaml and dvc.yaml; "
+        "change to the project's folder or set SEVENFOLD_WORKSPACE"
+    )
