@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from sevenfold import evaluation, files, params, preparation, stages, training, workspace
 from sevenfold.models.base import ModelSpec
@@ -67,6 +68,7 @@ def main() -> None:
     arguments = parser.parse_args()
     place = workspace.find()
     settings = stages.check(place)
+    torch.set_num_threads(settings.training.threads)
     found: dict[str, dict[str, list[float]]] = {}
     seconds = []
     for seed in range(arguments.seeds):
@@ -96,6 +98,7 @@ def main() -> None:
         print(f"| {name} | " + " | ".join(cells) + " |")
     result: dict[str, Any] = {
         "contest": held.name,
+        "primary": primary,
         "seeds": arguments.seeds,
         "rivals": sorted(held.rivals),
         "test": {n: {m: round(float(np.mean(v)), 6) for m, v in values.items()} for n, values in found.items()},

@@ -4,12 +4,13 @@ A bundle is all that a batch job needs: the model, the schema of its samples, an
 """
 
 import json
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import safetensors
 import safetensors.numpy
 import safetensors.torch
 
@@ -19,8 +20,8 @@ from sevenfold.datasets.base import Schema, schema_from_json
 from sevenfold.models.base import Autoencoder, ModelSpec
 
 FORMAT = 1
-FILES = ("application.safetensors", "bundle.json", "model.safetensors")
-_LARGEST_HEADER = 16 << 20  # bytes; far above any real one, far below what would fill the memory
+TENSORS = ("application.safetensors", "model.safetensors")
+FILES = ("bundle.json", *TENSORS)
 
 
 class BundleError(ValueError):
@@ -60,17 +61,20 @@ def save(folder: Path, bundle: Bundle) -> str:
     """Write a bundle and return its digest. Equal bundles give equal bytes."""
     with files.whole(folder) as draft:
         draft.mkdir()
+        _save_weights(draft / "model.safetensors", bundle.model)
+        # safetensors writes the memory as it lies: of an array with gaps or another order, the wrong numbers.
+        state = {name: np.ascontiguousarray(value) for name, value in sorted(bundle.application.state.items())}
+        safetensors.numpy.save_file(state, draft / "application.safetensors")
         description = {
             "format": FORMAT,
             "model": bundle.spec.to_json(),
             "schema": bundle.schema.to_json(),
             "application": {"name": bundle.application_name, "options": dict(bundle.application.options)},
             "origin": dict(bundle.origin),
+            # So that a damaged file is known and named even where nobody knows the digest of the whole.
+            "sha256": {name: files.digest(draft / name) for name in TENSORS},
         }
         files.write_json(draft / "bundle.json", description)
-        _save_weights(draft / "model.safetensors", bundle.model)
-        state = dict(sorted(bundle.application.state.items()))
-        safetensors.numpy.save_file(state, draft / "application.safetensors")
     return digest(folder)
 
 
@@ -82,32 +86,33 @@ def load(folder: Path, *, expected: str | None = None) -> Bundle:
 
     Raises:
         FileNotFoundError: there is no such folder.
-        BundleError: files are missing, added, damaged or of a newer format, or the digest is another.
+        BundleError: files are missing, added, damaged or of another format, or the digest is another.
     """
-    if problems := _problems(folder):
-        raise BundleError(f"{folder} is no sound bundle: {'; '.join(problems)}; take it from the registry again")
-    if expected is not None and (got := digest(folder)) != expected:
-        raise BundleError(
-            f"{folder} has digest {got[:12]}; expected {expected[:12]}; it was changed; take it from the registry again"
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} does not exist; expected a bundle's folder")
+    description = _description(folder)
+    problems = _problems(folder, description)
+    if expected is not None and not problems and (got := digest(folder)) != expected:
+        problems = [f"its digest is {got[:12]}; expected {expected[:12]}, so it was changed"]
+    if problems:
+        raise _unsound(folder, "; ".join(problems))
+    try:
+        spec = ModelSpec.from_json(description["model"])
+        name = description["application"]["name"]
+        kind: Any = modules.member("applications", name, Application)
+        application: Application = kind(**description["application"]["options"])
+        return Bundle(
+            spec,
+            _load_weights(folder / "model.safetensors", spec),
+            schema_from_json(description["schema"]),
+            name,
+            application.with_state(safetensors.numpy.load_file(folder / "application.safetensors")),
+            description["origin"],
         )
-    description = files.read_json(folder / "bundle.json")
-    if description.get("format") != FORMAT:
-        raise BundleError(
-            f"{folder} has bundle format {description.get('format')!r}; this version reads {FORMAT}; "
-            "use the sevenfold version that wrote it"
-        )
-    spec = ModelSpec.from_json(description["model"])
-    name = description["application"]["name"]
-    kind: Any = modules.member("applications", name, Application)
-    application: Application = kind(**description["application"]["options"])
-    return Bundle(
-        spec,
-        _load_weights(folder / "model.safetensors", spec),
-        schema_from_json(description["schema"]),
-        name,
-        application.with_state(safetensors.numpy.load_file(folder / "application.safetensors")),
-        description["origin"],
-    )
+    except KeyError as error:
+        raise _unsound(folder, f"bundle.json has no entry {error}") from None
+    except (ValueError, TypeError, AttributeError, safetensors.SafetensorError) as error:
+        raise _unsound(folder, str(error)) from None
 
 
 def digest(folder: Path) -> str:
@@ -115,52 +120,49 @@ def digest(folder: Path) -> str:
     return files.digest(folder)
 
 
-def describe(folder: Path) -> dict[str, Any]:
-    """Return the bundle's own JSON without loading its weights."""
-    if problems := _problems(folder):
-        raise BundleError(f"{folder} is no sound bundle: {'; '.join(problems)}; take it from the registry again")
-    description: dict[str, Any] = files.read_json(folder / "bundle.json")
+def _unsound(folder: Path, why: str) -> BundleError:
+    return BundleError(f"{folder} is no sound bundle: {why}; take it from the registry again")
+
+
+def _description(folder: Path) -> dict[str, Any]:
+    """Read bundle.json; its format is looked at first, since a newer one may differ in everything else."""
+    path = folder / "bundle.json"
+    if path.is_symlink() or not path.is_file():
+        return {}  # `_problems` tells
+    try:
+        description = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise _unsound(folder, f"bundle.json is not valid JSON ({error})") from None
+    if not isinstance(description, dict):
+        raise _unsound(folder, f"bundle.json holds {type(description).__name__}; expected an object")
+    if description.get("format") != FORMAT:
+        raise BundleError(
+            f"{folder} has bundle format {description.get('format')!r}; this version reads {FORMAT}; "
+            "use the sevenfold version that wrote it"
+        )
     return description
 
 
-def _problems(folder: Path) -> list[str]:
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} does not exist; expected a bundle's folder")
-    found = {p.relative_to(folder).as_posix(): p for p in folder.rglob("*")}
+def _problems(folder: Path, description: Mapping[str, Any]) -> list[str]:
+    """Return every file that is missing, added or not as it was written. Nothing is parsed, no link is followed."""
+    found = {p.relative_to(folder).as_posix(): p for p in sorted(folder.rglob("*"))}
     problems = [f"{name} is missing" for name in FILES if name not in found]
-    problems += [f"{name} does not belong there" for name in sorted(found) if name not in FILES]
-    problems += [f"{name} is a link; expected a plain file" for name, p in sorted(found.items()) if p.is_symlink()]
-    for name, path in sorted(found.items()):
-        if name in FILES and not path.is_symlink() and (trouble := _damage(path)):
-            problems.append(f"{name} {trouble}")
+    problems += [f"{name} does not belong there" for name in found if name not in FILES]
+    for name in FILES:
+        if name not in found:
+            continue
+        if found[name].is_symlink() or not found[name].is_file():
+            problems.append(f"{name} is a link or a folder; expected a plain file")
+        elif name in TENSORS and description and files.digest(found[name]) != _written(description, name):
+            problems.append(
+                f"{name} is truncated or damaged: its {found[name].stat().st_size} bytes have another SHA-256"
+            )
     return problems
 
 
-def _damage(path: Path) -> str | None:
-    """Look at a file's outside before a library parses it."""
-    size = path.stat().st_size
-    if path.suffix == ".json":
-        if size > _LARGEST_HEADER:
-            return f"has {size} bytes; expected at most {_LARGEST_HEADER}"
-        try:
-            json.loads(path.read_bytes())
-        except ValueError as error:
-            return f"is not valid JSON ({error})"
-        return None
-    with path.open("rb") as handle:
-        start = handle.read(8)
-        if len(start) < 8:
-            return f"has {size} bytes; it is truncated"
-        (header,) = struct.unpack("<Q", start)
-        if header > min(size - 8, _LARGEST_HEADER):
-            return f"announces a header of {header} bytes in a file of {size}; it is damaged"
-        try:
-            layout = json.loads(handle.read(header))
-        except ValueError:
-            return "has a header that is not valid JSON; it is damaged"
-    ends = [8 + header + entry["data_offsets"][1] for name, entry in layout.items() if name != "__metadata__"]
-    wanted = max(ends, default=8 + header)
-    return None if wanted == size else f"has {size} bytes; its header wants {wanted}; it is truncated or damaged"
+def _written(description: Mapping[str, Any], name: str) -> Any:
+    sums = description.get("sha256")
+    return sums.get(name) if isinstance(sums, dict) else None
 
 
 def _save_weights(path: Path, model: Autoencoder) -> None:
@@ -170,5 +172,11 @@ def _save_weights(path: Path, model: Autoencoder) -> None:
 
 def _load_weights(path: Path, spec: ModelSpec) -> Autoencoder:
     model = spec.build()
-    model.load_state_dict(safetensors.torch.load_file(path))
+    try:
+        model.load_state_dict(safetensors.torch.load_file(path))
+    except (RuntimeError, safetensors.SafetensorError) as error:
+        reason = " ".join(str(error).split())
+        raise BundleError(
+            f"{path} does not hold the weights of {spec.variant} {dict(spec.options)}: {reason}"
+        ) from None
     return model.eval()

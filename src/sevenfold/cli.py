@@ -2,8 +2,9 @@
 
 import argparse
 import os
-import subprocess
+import shutil
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -19,6 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     try:
         code: int = given.command(given)
+        sys.stdout.flush()
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         code = 130
@@ -114,7 +116,11 @@ def _command(
     example: str,
 ) -> argparse.ArgumentParser:
     parser = commands.add_parser(
-        name, help=help_, description=help_[:1].upper() + help_[1:] + ".", epilog=f"example: {example}"
+        name,
+        help=help_,
+        description=help_[:1].upper() + help_[1:] + ".",
+        epilog=f"example: {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,  # which leaves the example on one line
     )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     parser.set_defaults(command=command)
@@ -123,10 +129,10 @@ def _command(
 
 def _run(given: argparse.Namespace) -> int:
     place = _initialised()
-    # Flows are the workspace's own files, above this package, so they run as a program of their own.
-    return subprocess.run(
-        [sys.executable, "-m", "flows.training"], cwd=place.root, env=place.environment(), check=False
-    ).returncode
+    os.chdir(place.root)
+    # Flows are the workspace's own files, above this package. They take this process over, so that Ctrl-C and a request
+    # to end reach them and nobody in between.
+    os.execve(sys.executable, [sys.executable, "-m", "flows"], place.environment())
 
 
 def _initialised() -> Workspace:
@@ -185,9 +191,6 @@ def _models(given: argparse.Namespace) -> int:
     place = workspace.find()
     place.initialise()
     with place.settled():
-        from rich.console import Console
-        from rich.table import Table
-
         from sevenfold import registry
 
         registry.initialise(place)
@@ -195,20 +198,17 @@ def _models(given: argparse.Namespace) -> int:
     if not found:
         what = f"no version of {given.name!r} is registered" if given.name else "no model is registered yet"
         raise LookupError(f"{what}; `sevenfold models` lists all, `sevenfold run` makes them")
-    table = Table(box=None, pad_edge=False)
-    for heading in ("model", "version", "alias", "candidate", "digest", "verdict"):
-        table.add_column(heading, overflow="fold", min_width=len(heading))
-    for version in found:
-        tags = version.tags
-        cells = [
-            version.name,
-            str(version.number),
-            ", ".join(version.aliases),
-            tags.get("candidate", ""),
-            version.digest[:12],
-        ]
-        table.add_row(*cells, tags.get("verdict", ""))
-    Console(width=None if sys.stdout.isatty() else 200).print(table)
+    lines = [(v.label, ", ".join(v.aliases), v.tags.get("candidate", ""), v.digest[:12]) for v in found]
+    lines.insert(0, ("model", "alias", "candidate", "digest"))
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    # On a terminal a verdict is broken to its width; in a log it stays one line, to be found by line.
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 1000
+    for line, verdict in zip(lines, ["", *(v.tags.get("verdict", "") for v in found)], strict=True):
+        print("  ".join(cell.ljust(size) for cell, size in zip(line, widths, strict=True)).rstrip())
+        if verdict:
+            print(
+                textwrap.fill(verdict, width, initial_indent="    ", subsequent_indent="    ", break_on_hyphens=False)
+            )
     return 0
 
 
@@ -244,5 +244,7 @@ def _dataset_add(given: argparse.Namespace) -> int:
     print(f"params.yaml has the data set and its first candidates: {', '.join(made.candidates)}")
     for note in made.notes:
         print(f"note: {note}")
-    print("next: read the two files, `git add` them, then `sevenfold run`")
+    kept = [place.params, made.suite, made.raw.with_name(f"{made.raw.name}.dvc")]
+    names = " ".join(str(path.relative_to(place.root)) for path in kept)
+    print(f"next: read them, `git add {names}`, then `sevenfold run`")
     return 0

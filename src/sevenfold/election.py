@@ -1,15 +1,17 @@
 """Publish the candidate that stands for a contest, and make it champion where the gate lets it."""
 
+import hashlib
+import json
 import math
 import subprocess
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pandas as pd
 
-from sevenfold import bundles, evaluation, files, gate, params, registry, stages
+from sevenfold import bundles, evaluation, files, gate, modules, params, registry, stages
 from sevenfold.bundles import Bundle
-from sevenfold.datasets.base import DataError, Dataset, Split
+from sevenfold.datasets.base import Dataset, Split
 from sevenfold.params import Params
 from sevenfold.workspace import Workspace
 
@@ -38,6 +40,26 @@ class Outcome:
     reasons: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class _Case:
+    """All that a decision rests on.
+
+    version: the chosen candidate's, or None where it is not published.
+    champion: today's, or None.
+    """
+
+    contest: evaluation.Contest
+    rule: gate.Rule
+    bundle: Path
+    version: registry.Version | None
+    champion: registry.Version | None
+
+    @property
+    def chosen(self) -> str:
+        assert self.contest.chosen is not None
+        return self.contest.chosen
+
+
 def contests(workspace: Workspace) -> list[str]:
     """Return the names of the contests in which some candidate has a result."""
     settings = params.load(workspace.params)
@@ -50,56 +72,123 @@ def _has_result(workspace: Workspace, settings: Params, dataset: str, applicatio
     return any((workspace.evaluation(c) / application / "scores.json").is_file() for c in wanted)
 
 
+def pending(workspace: Workspace) -> list[str]:
+    """Return the names of the contests that `hold` would publish, judge or promote something for."""
+    settings = params.load(workspace.params)
+    registry.initialise(workspace)
+    found = []
+    for name in contests(workspace):
+        contest = _contest(workspace, settings, name)
+        if contest.chosen is not None and not _is_decided(workspace, _case(workspace, settings, contest)):
+            found.append(name)
+    return found
+
+
 def hold(workspace: Workspace, name: str) -> Outcome:
     """Hold one contest: choose on validation, publish the chosen, ask the gate, promote.
 
-    Publishing is keyed by digest, so holding a contest twice makes one version.
+    Publishing is keyed by digest, so holding a contest twice makes one version; and a decision is made once, for as
+    long as the gate's rule, the champion and the scores are the same.
 
     Raises:
         LookupError: no such contest, or no candidate has a result in it.
     """
     settings = params.load(workspace.params)
-    known = {f"{d}-{a}": (d, a) for d, a in stages.contests(settings)}
-    if name not in known:
-        raise LookupError(f"no contest {name!r}; there are: {', '.join(known)}")
-    dataset, application = known[name]
-    contest = stages.contest(workspace, settings, dataset, application)
+    contest = _contest(workspace, settings, name)
     if contest.chosen is None:
         reasons = "; ".join(f"{n}: {reason}" for n, reason in contest.missing.items())
         raise LookupError(f"{name}: no candidate has a result ({reasons}); look at what failed before this")
-    folder = workspace.evaluation(contest.chosen) / application / "bundle"
     registry.initialise(workspace)
-    version, published = _publish(workspace, settings, contest, folder)
-    before = registry.champion(workspace, name)
-    promoted, champion = False, before.number if before else None
-    if before is not None and before.digest == version.digest:
-        choice = gate.Choice(None, (f"{contest.chosen} is champion already",))
-    else:
-        rule = gate.Rule(**settings.rule(name).model_dump())
-        against, note = (None, ()) if before is None else _against_champion(workspace, contest, before, folder)
-        choice = gate.choose(_standings(contest, against), rule)
-        choice = gate.Choice(choice.winner, (*choice.reasons, *note))
-        if choice.winner is not None:
-            registry.promote(workspace, version, reasons=choice.reasons)
-            promoted, champion = True, version.number
-        elif published:
-            registry.challenge(workspace, version)
+    with workspace.lock(f"election-{name}"):
+        case = _case(workspace, settings, contest)
+        if case.version is not None and _is_decided(workspace, case):
+            version, published, choice = case.version, False, _decision(case, case.version)
+        else:
+            version, published = _publish(workspace, settings, case)
+            choice = _decide(workspace, case, version)
+    promoted = choice.winner is not None
     return Outcome(
         name=name,
-        dataset=dataset,
-        application=application,
+        dataset=contest.dataset,
+        application=contest.application,
         metric=contest.primary,
-        winner=contest.chosen,
-        score=contest.score(contest.chosen),
+        winner=case.chosen,
+        score=contest.score(case.chosen),
         rival=contest.rival or "",
         rival_score=contest.score(contest.rival) if contest.rival else math.nan,
         verdict=contest.verdict,
         published=published,
         promoted=promoted,
         version=version.number,
-        champion=champion,
+        champion=version.number if promoted else case.champion.number if case.champion else None,
         reasons=choice.reasons,
     )
+
+
+def _contest(workspace: Workspace, settings: Params, name: str) -> evaluation.Contest:
+    known = {f"{d}-{a}": (d, a) for d, a in stages.contests(settings)}
+    if name not in known:
+        raise LookupError(f"no contest {name!r}{modules.meant(name, [*known])}; there are: {', '.join(known)}")
+    return stages.contest(workspace, settings, *known[name])
+
+
+def _case(workspace: Workspace, settings: Params, contest: evaluation.Contest) -> _Case:
+    assert contest.chosen is not None
+    bundle = workspace.evaluation(contest.chosen) / contest.application / "bundle"
+    return _Case(
+        contest=contest,
+        rule=gate.Rule(**settings.rule(contest.name).model_dump()),
+        bundle=bundle,
+        version=registry.find(workspace, contest.name, bundles.digest(bundle)),
+        champion=registry.champion(workspace, contest.name),
+    )
+
+
+def _basis(workspace: Workspace, case: _Case, champion: registry.Version | None) -> str:
+    """Return a digest of what a decision rests on: while it is the same, so is the decision."""
+    rivals = workspace.rivals(case.contest.dataset) / case.contest.application
+    basis = {
+        "rule": asdict(case.rule),
+        "champion": champion.label if champion else None,
+        "candidate": files.digest(workspace.evaluation(case.chosen) / case.contest.application),
+        "rivals": files.digest(rivals) if rivals.is_dir() else None,
+    }
+    return hashlib.sha256(files.dumps(basis).encode()).hexdigest()
+
+
+def _is_decided(workspace: Workspace, case: _Case) -> bool:
+    return case.version is not None and case.version.tags.get("decided_on") == _basis(workspace, case, case.champion)
+
+
+def _decision(case: _Case, version: registry.Version) -> gate.Choice:
+    """Return what was decided before: the champion stays."""
+    if case.champion is not None and case.champion.number == version.number:
+        return gate.Choice(None, (f"{case.chosen} is champion already",))
+    return gate.Choice(None, tuple(version.tags["decided_because"].splitlines()))
+
+
+def _decide(workspace: Workspace, case: _Case, version: registry.Version) -> gate.Choice:
+    """Ask the gate, act on its choice, and write down with the version what was decided, and on what."""
+    champion = case.champion
+    if champion is not None and champion.number == version.number:
+        choice = _decision(case, version)
+    else:
+        against, notes = (None, ()) if champion is None else _against_champion(workspace, case, champion)
+        choice = gate.choose(_standings(case.contest, against), case.rule)
+        choice = gate.Choice(choice.winner, (*choice.reasons, *notes))
+        if choice.winner is not None:
+            champion = registry.promote(workspace, version, reasons=choice.reasons)
+        else:
+            registry.challenge(workspace, version)
+    decision = {
+        "decision": "champion" if champion is not None and champion.number == version.number else "challenger",
+        "decided_against": case.champion.label if case.champion else "none",
+        "decided_because": "\n".join(" ".join(reason.split()) for reason in choice.reasons),
+        "decided_by": json.dumps(asdict(case.rule)),
+        "decided_on": _basis(workspace, case, champion),
+    }
+    registry.annotate(workspace, version, _verdict(case.contest) | decision)
+    return choice
 
 
 def _standings(contest: evaluation.Contest, champion: gate.Interval | None) -> dict[str, gate.Standing]:
@@ -116,19 +205,18 @@ def _standings(contest: evaluation.Contest, champion: gate.Interval | None) -> d
 
 
 def _against_champion(
-    workspace: Workspace, contest: evaluation.Contest, champion: registry.Version, folder: Path
+    workspace: Workspace, case: _Case, champion: registry.Version
 ) -> tuple[gate.Interval | None, tuple[str, ...]]:
     """Judge today's champion again on the rows that the candidate was judged on, and compare the two."""
-    assert contest.chosen is not None
-    dataset = Dataset.load(workspace.prepared(contest.dataset))
-    ours = bundles.load(folder)
+    dataset = Dataset.load(workspace.prepared(case.contest.dataset))
     try:
         theirs = bundles.load(registry.bundle_folder(workspace, champion), expected=champion.digest)
         judged = evaluation.rejudge(theirs.application, theirs.model, _as_seen_by(theirs, dataset))
-    except (DataError, ValueError, FileNotFoundError) as error:
-        # A champion that cannot take today's data cannot defend its place.
+        ours = bundles.load(case.bundle).application
+        return evaluation.interval(ours, case.contest.candidates[case.chosen], judged), ()
+    except (ValueError, FileNotFoundError) as error:
+        # A champion that is broken or cannot take today's data cannot defend its place.
         return None, (f"{champion.label} cannot be judged on today's data: {error}",)
-    return evaluation.interval(ours.application, contest.candidates[contest.chosen], judged), ()
 
 
 def _as_seen_by(bundle: Bundle, dataset: Dataset) -> Dataset:
@@ -139,50 +227,51 @@ def _as_seen_by(bundle: Bundle, dataset: Dataset) -> Dataset:
     def seen(split: Split) -> Split:
         raw = dataset.schema.inverse(split.x, split.observed)
         x, observed = bundle.schema.transform(raw)
-        return Split(x, observed, split.y, split.normal, split.ids)
+        return Split(x, observed, split.y, split.normal, split.ids, split.groups)
 
     return Dataset(dataset.name, bundle.schema, seen(dataset.train), seen(dataset.validation), seen(dataset.test))
 
 
-def _publish(
-    workspace: Workspace, settings: Params, contest: evaluation.Contest, folder: Path
-) -> tuple[registry.Version, bool]:
-    assert contest.chosen is not None
-    candidate = settings.candidates[contest.chosen]
-    chosen = contest.candidates[contest.chosen]
+def _publish(workspace: Workspace, settings: Params, case: _Case) -> tuple[registry.Version, bool]:
+    if case.version is not None:
+        return case.version, False
+    contest = case.contest
+    candidate = settings.candidates[case.chosen]
+    chosen = contest.candidates[case.chosen]
     metrics = {f"test.{n}": v for n, v in chosen.test.metrics.items()}
     metrics |= {f"validation.{n}": v for n, v in chosen.validation.metrics.items()}
     metrics |= {f"rival.{n}.{contest.primary}": contest.score(n) for n in contest.rivals}
-    entry = settings.datasets[contest.dataset]
     verdict = workspace.verdict(contest.dataset)
-    wins = contest.against is not None and contest.against.low > 0
     return registry.publish(
         workspace,
         contest.name,
-        folder,
+        case.bundle,
         params={
-            "dataset": entry.model_dump(mode="json"),
+            "dataset": settings.datasets[contest.dataset].model_dump(mode="json"),
             "candidate": candidate.model_dump(mode="json"),
-            "training": settings.settings(contest.chosen).model_dump(),
+            "training": settings.settings(case.chosen).model_dump(),
             "application": dict(settings.applications[contest.dataset][contest.application]),
             "seed": settings.seed,
         },
         metrics=metrics,
-        curves=pd.read_csv(workspace.history(contest.chosen)),
+        curves=pd.read_csv(workspace.history(case.chosen)),
         artifacts=[p for p in (workspace.report, verdict, verdict.with_suffix(".html")) if p.is_file()],
         tags={
             "dataset": contest.dataset,
             "application": contest.application,
             "variant": candidate.variant,
-            "candidate": contest.chosen,
+            "candidate": case.chosen,
             "data_digest": files.digest(workspace.prepared(contest.dataset)),
-            "rival": contest.rival or "none",
-            "beats_rivals": str(wins).lower(),
-            "verdict": contest.verdict,
             "git_commit": _git_commit(workspace),
+            **_verdict(contest),
         },
         description=f"**{contest.name}**: {contest.verdict}.",
     )
+
+
+def _verdict(contest: evaluation.Contest) -> dict[str, str]:
+    wins = contest.against is not None and contest.against.low > 0
+    return {"rival": contest.rival or "none", "beats_rivals": str(wins).lower(), "verdict": contest.verdict}
 
 
 def _git_commit(workspace: Workspace) -> str:
@@ -196,14 +285,16 @@ def _git_commit(workspace: Workspace) -> str:
     return "none" if commit is None else commit + ("-dirty" if git("status", "--porcelain") else "")
 
 
-def sample(workspace: Workspace, outcomes: list[Outcome]) -> tuple[str, str, Path] | None:
-    """Return (operation, model, input) of a batch job that shows a champion at work on its data set's raw rows."""
+def sample(workspace: Workspace) -> tuple[str, str, Path] | None:
+    """Return (operation, model, input) of a batch job that shows a champion at work on its data set's raw rows.
+
+    Returns None where no contest has a champion yet.
+    """
     settings = params.load(workspace.params)
-    ready = [o for o in outcomes if o.champion is not None]
-    # Scoring says more to a reader than codes do.
-    ready.sort(key=lambda o: (o.application != "anomaly", not o.promoted))
-    for outcome in ready:
-        path = workspace.root / settings.datasets[outcome.dataset].path
-        if path.exists():
-            return ("score" if outcome.application == "anomaly" else "encode"), outcome.name, path
+    champions = {v.name for v in registry.versions(workspace) if registry.CHAMPION in v.aliases}
+    # Scores say more to a reader than codes do.
+    for dataset, application in sorted(stages.contests(settings), key=lambda contest: contest[1] != "anomaly"):
+        name, path = f"{dataset}-{application}", workspace.root / settings.datasets[dataset].path
+        if name in champions and path.exists():
+            return stages.application(settings, dataset, application).operation, name, path
     return None

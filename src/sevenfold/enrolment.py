@@ -4,8 +4,10 @@ Everything is tried in memory before the first file is written, and what was wri
 """
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from sevenfold.datasets import base
 from sevenfold.datasets.base import DataError
 from sevenfold.workspace import Workspace
 
-SPLIT = {"validation": 0.2, "test": 0.2, "seed": 0}
+SPLIT: dict[str, Any] = {"validation": 0.2, "test": 0.2, "seed": 0}
 
 
 @dataclass(frozen=True)
@@ -41,17 +43,18 @@ def add(
     group: str | None,
     drop: Sequence[str],
     value_range: tuple[float, float] | None,
-    track: Any,
+    track: Callable[[Workspace, Path], Path],
 ) -> Enrolled:
     """Add a data set to the workspace.
 
     Args:
         path: a file or folder of any format that `formats.read` knows; it is copied to data/raw/ unless it lies there.
         label, normal, identifier, group, drop, value_range: as `preparation.prepare` takes them.
-        track: puts a path under DVC.
+        track: puts a path under DVC and returns its pointer file, which lies beside it as `<path>.dvc`.
 
     Raises:
-        DataError: the data cannot become a data set as they are; nothing was written.
+        FileNotFoundError, FormatError: there is nothing to read, or it is damaged.
+        DataError: the data cannot become a data set as they are.
         ValueError: the name is taken, or no name that params.yaml allows.
     """
     settings = params.load(workspace.params)
@@ -64,44 +67,65 @@ def add(
         notes.append("equal rows are kept once (`duplicates: drop`)")
     suite = draft_suite(name, rows, entry, dict(SPLIT))
 
-    inside = path.resolve().is_relative_to((workspace.root / "data" / "raw").resolve())
-    raw = path.resolve() if inside else workspace.raw(name + "".join(path.suffixes if path.is_file() else []))
+    root, source = workspace.root.resolve(), path.resolve()
+    inside = source.is_relative_to(root / "data" / "raw")
+    raw = source if inside else root / "data" / "raw" / f"{name}{formats.suffix(path)}"
     if raw.exists() and not inside:
         raise ValueError(f"{raw} exists already; remove it, or choose another name")
-    entry = {"path": raw.relative_to(workspace.root).as_posix(), **entry, "split": dict(SPLIT)}
+    entry = {"path": raw.relative_to(root).as_posix(), **entry, "split": dict(SPLIT)}
     more = _contests(name, prepared, bool(normal))
     text = params.add_dataset(workspace.params, name, entry, more)
+    planned, problems = params.examine(workspace.params, text)
+    if problems := problems or stages.problems(workspace, planned):
+        raise params.ParamsError(workspace.params, problems)
 
-    written: list[Path] = []
-    try:
+    made = [raw.with_name(f"{raw.name}.dvc"), raw.parent / ".gitignore", workspace.suite(name)]
+    with _undone_on_error(*made, *([] if inside else [raw])):
         if not inside:
-            written.append(raw)
             _copy(path, raw)
-        pointer = track(workspace, raw)
-        written += [] if inside else [pointer]
-        if not workspace.suite(name).exists():
-            written.append(workspace.suite(name))
-            files.write_json(workspace.suite(name), suite)
-        else:
+        track(workspace, raw)
+        if workspace.suite(name).exists():
             notes.append(f"{workspace.suite(name).relative_to(workspace.root)} was there and stays as it is")
+        else:
+            files.write_json(workspace.suite(name), suite)
         files.write_text(workspace.params, text)
+    return Enrolled(workspace.root / entry["path"], workspace.suite(name), tuple(more["candidates"]), tuple(notes))
+
+
+@contextmanager
+def _undone_on_error(*paths: Path) -> Iterator[None]:
+    """If the block fails, remove these files and folders, or put back the text that they held before."""
+    before = {path: path.read_bytes() for path in paths if path.exists()}
+    try:
+        yield
     except BaseException:
-        for made in written:
-            shutil.rmtree(made, ignore_errors=True) if made.is_dir() else made.unlink(missing_ok=True)
+        for path in paths:
+            if path in before:
+                path.write_bytes(before[path])
+            elif path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
         raise
-    return Enrolled(raw, workspace.suite(name), tuple(more["candidates"]), tuple(notes))
 
 
 def draft_suite(name: str, rows: formats.Rows, entry: dict[str, Any], split: dict[str, Any]) -> dict[str, Any]:
     """Return a suite drafted from the training rows alone; `entry` and `split` are as in params.yaml."""
-    label, group = entry.get("label"), entry.get("group")
-    train = preparation.training_rows(rows, label=label, group=group, **split)
-    aside = {entry.get("id"), group, *entry.get("drop", [])} - {None}
+    label, identifier, group = entry.get("label"), entry.get("id"), entry.get("group")
+    drop, duplicates = entry.get("drop", []), entry.get("duplicates", "error")
+    train = preparation.training_rows(
+        rows, label=label, identifier=identifier, group=group, drop=drop, duplicates=duplicates, **split
+    )
+    frame = stages.to_validate(train)
+    aside = {identifier, group, *drop}
+    if train.images is not None:
+        # Beside the facts about each image nothing but the label matters.
+        aside = {*frame.columns} - {*profiling.describe(train.images[:1], None).columns}
     return profiling.draft(
-        stages.to_validate(train),
+        frame,
         name=name,
         categorical=[label] if label else [],
-        ignored=sorted(aside),
+        ignored=sorted(aside - {None, label}),
         pixels=(_pixel_range(rows, entry) if rows.images is not None else None),
     )
 
@@ -137,7 +161,7 @@ def _entry(
             if reason := _useless(rows.frame[column]):
                 dropped.append(str(column))
                 notes.append(f"column {column!r} is left out (`drop`): {reason}")
-    elif value_range is None and rows.images.dtype.kind == "f":
+    elif value_range is None and rows.images.dtype.name not in base.TYPE_RANGES:
         value_range = (float(np.nanmin(rows.images)), float(np.nanmax(rows.images)))
         notes.append(
             f"`range` is what the images hold, {value_range[0]:g} to {value_range[1]:g}; mend it if it should be wider"
@@ -155,33 +179,39 @@ def _entry(
 
 def _useless(values: pd.Series) -> str | None:
     present = values.dropna()
-    if present.nunique() < 2:
+    kind = base.kind_of(values)
+    if kind is None and len(present):
+        return f"its values are of type {values.dtype}; convert them to numbers or text to use them"
+    different = present.nunique()
+    if different < 2:
         return "it has no two different values"
-    if pd.api.types.is_datetime64_any_dtype(values) or pd.api.types.is_timedelta64_dtype(values):
-        return f"its values are of type {values.dtype}; convert them to numbers to use them"
-    if base.is_text(values) and present.nunique() > max(50, 0.5 * len(present)):
-        return f"its {present.nunique()} different texts in {len(present)} rows look like an identifier or free text"
+    if kind == "categorical" and different > max(50, 0.5 * len(present)):
+        return f"its {different} different texts in {len(present)} rows look like an identifier or free text"
     return None
 
 
 def _try(name: str, rows: formats.Rows, entry: dict[str, Any]) -> base.Dataset:
     """Prepare the data set in memory; sets `duplicates: drop` in the entry where that is all that is wrong."""
-    arguments: dict[str, Any] = {
-        "label": entry.get("label"),
-        "normal": entry.get("normal"),
-        "identifier": entry.get("id"),
-        "group": entry.get("group"),
-        "drop": entry.get("drop", []),
-        "categorical": [],
-        "value_range": entry.get("range"),
+    prepare = partial(
+        preparation.prepare,
+        name,
+        rows,
+        label=entry.get("label"),
+        normal=entry.get("normal"),
+        identifier=entry.get("id"),
+        group=entry.get("group"),
+        drop=entry.get("drop", []),
+        categorical=[],
+        value_range=entry.get("range"),
         **SPLIT,
-    }
+    )
     try:
-        return preparation.prepare(name, rows, duplicates="error", **arguments)
+        return prepare(duplicates="error")
     except DataError as error:
-        if not all("split are also in" in problem for problem in error.problems):
-            raise
-    prepared = preparation.prepare(name, rows, duplicates="drop", **arguments)
+        try:
+            prepared = prepare(duplicates="drop")
+        except DataError:
+            raise error from None
     entry["duplicates"] = "drop"
     return prepared
 

@@ -16,6 +16,9 @@ from sevenfold.models.base import Autoencoder
 DRAWS = 2000
 """Bootstrap samples behind an interval."""
 
+GROUP = "group"
+"""Under this name a judgement keeps the number of each test row's group."""
+
 
 @dataclass(frozen=True)
 class Judgement:
@@ -26,17 +29,21 @@ class Judgement:
 
     def save(self, folder: Path, primary: str) -> None:
         """Write `scores.json`, for people, and `values.npz`, for comparisons, into an existing folder."""
+        self.require_finite()
         metrics = {"validation": dict(self.validation.metrics), "test": dict(self.test.metrics)}
-        bad = [f"{s}.{n} is {v}" for s, values in metrics.items() for n, v in values.items() if not math.isfinite(v)]
-        if bad:
-            raise ArithmeticError(
-                f"{', '.join(bad)}; expected finite numbers; is the split large enough for this metric?"
-            )
         files.write_json(folder / "scores.json", {"primary": primary, **metrics})
         arrays = {f"validation.{n}": v for n, v in self.validation.values.items()}
         arrays |= {f"test.{n}": v for n, v in self.test.values.items()}
         with files.whole(folder / "values.npz") as draft:
             np.savez(draft, **arrays)  # type: ignore[arg-type]
+
+    def require_finite(self) -> None:
+        """Raise an ArithmeticError that lists every metric without a finite value."""
+        metrics = {f"{part}.{n}": v for part in ("validation", "test") for n, v in getattr(self, part).metrics.items()}
+        if bad := [f"{name} is {value}" for name, value in metrics.items() if not math.isfinite(value)]:
+            raise ArithmeticError(
+                f"{', '.join(bad)}; expected finite numbers; give the split a larger share or more rows of each class"
+            )
 
     @classmethod
     def load(cls, folder: Path) -> "Judgement":
@@ -59,14 +66,22 @@ def judge(application: Application, model: Autoencoder, dataset: Dataset) -> tup
     """Calibrate on the validation split and judge on both; returns the calibrated application too."""
     train = learned_from(application, dataset)
     calibrated = application.calibrate(model, train, dataset.validation)
-    return calibrated, rejudge(calibrated, model, dataset)
+    validation = calibrated.held_out(model, dataset.validation, train)
+    return calibrated, Judgement(validation, _grouped(calibrated.evaluate(model, dataset.test, train), dataset.test))
 
 
 def rejudge(calibrated: Application, model: Autoencoder, dataset: Dataset) -> Judgement:
     """Judge a calibrated application as it is, as for a champion of an earlier day."""
     train = learned_from(calibrated, dataset)
-    parts = {name: calibrated.evaluate(model, getattr(dataset, name), train) for name in ("validation", "test")}
-    return Judgement(**parts)
+    validation = calibrated.evaluate(model, dataset.validation, train)
+    return Judgement(validation, _grouped(calibrated.evaluate(model, dataset.test, train), dataset.test))
+
+
+def _grouped(scores: Scores, split: Split) -> Scores:
+    """Return the scores with the number of each row's group beside its values, where rows come in groups."""
+    if split.groups is None:
+        return scores
+    return Scores(scores.metrics, {**scores.values, GROUP: np.unique(split.groups, return_inverse=True)[1]})
 
 
 def judge_rivals(application: Application, dataset: Dataset) -> tuple[dict[str, Judgement], dict[str, str]]:
@@ -79,10 +94,10 @@ def judge_rivals(application: Application, dataset: Dataset) -> tuple[dict[str, 
     for name, rival in application.rivals().items():
         try:
             rival.fit(train, dataset.validation)
-            parts = {part: rival.evaluate(getattr(dataset, part), train) for part in ("validation", "test")}
-            if not all(math.isfinite(s.metrics[application.primary]) for s in parts.values()):
-                raise ArithmeticError(f"{application.primary} is not finite")
-            judged[name] = Judgement(**parts)
+            validation, test = (rival.evaluate(split, train) for split in (dataset.validation, dataset.test))
+            judgement = Judgement(validation, _grouped(test, dataset.test))
+            judgement.require_finite()
+            judged[name] = judgement
         except Exception as error:  # a classical library may fail in any way; the table says how
             failed[name] = f"{type(error).__name__}: {error}"
     return judged, failed
@@ -92,13 +107,27 @@ def interval(application: Application, ours: Judgement, theirs: Judgement, *, se
     """Return the difference of the primary metric on the test rows, ours minus theirs, with its 95 % interval.
 
     Paired bootstrap (Efron and Tibshirani, 1993, ch. 16): the same rows are drawn for both, so what makes a row hard
-    for everybody does not widen the interval.
+    for everybody does not widen the interval. Rows that come in groups, such as the patches of a photograph, are drawn
+    by whole groups, since they resemble each other and are worth less than as many independent rows.
+
+    Raises:
+        ValueError: the two were judged on different numbers of rows.
     """
-    count = len(next(iter(ours.test.values.values())))
+    counts = sorted({len(v) for one in (ours, theirs) for v in one.test.values.values()})
+    if len(counts) > 1:
+        raise ValueError(
+            f"judged on {' and '.join(map(str, counts))} test rows; expected the same; evaluate both again"
+        )
+    (count,) = counts
+    groups = ours.test.values.get(GROUP)
+    members = [] if groups is None else [np.flatnonzero(groups == group) for group in np.unique(groups)]
     generator = np.random.default_rng(seed)
     differences = []
     for _ in range(DRAWS):
-        rows = generator.integers(count, size=count)
+        if members:
+            rows = np.concatenate([members[i] for i in generator.integers(len(members), size=len(members))])
+        else:
+            rows = generator.integers(count, size=count)
         pair = [application.statistic({n: v[rows] for n, v in one.test.values.items()}) for one in (ours, theirs)]
         # A draw may hold a single class, on which the metric is not defined.
         if all(map(math.isfinite, pair)):
@@ -162,7 +191,7 @@ def number(value: float) -> str:
     """Return a metric with as many digits as a reader needs."""
     if not math.isfinite(value):
         return str(value)
-    return f"{value:.4f}" if abs(value) < 10 else f"{value:.4g}"
+    return f"{value:.4f}" if value == 0 or 0.001 <= abs(value) < 10 else f"{value:.4g}"
 
 
 def hold(
@@ -173,7 +202,15 @@ def hold(
     rivals: Mapping[str, Judgement],
     missing: Mapping[str, str],
 ) -> Contest:
-    """Choose on validation, compare on test."""
+    """Choose on validation, compare on test.
+
+    Raises:
+        ValueError: a candidate has the name of a rival.
+    """
+    if twice := sorted(set(candidates) & set(rivals)):
+        raise ValueError(
+            f"{dataset}-{name}: {', '.join(twice)} names both a candidate and a rival; rename the candidate"
+        )
     primary = application.primary
     chosen = gate.best({n: j.validation.metrics[primary] for n, j in candidates.items()})
     rival = gate.best({n: j.test.metrics[primary] for n, j in rivals.items()})

@@ -23,19 +23,30 @@ def _sync(path: Path) -> None:
 def whole(path: Path) -> Iterator[Path]:
     """Give a temporary path beside `path`; what is written there becomes `path` at the end of the block, or never.
 
-    Works for a file and for a folder. After an error or a kill `path` is what it was before.
+    Works for a file and for a folder. After an error or a kill `path` is what it was before. One gap is left: a folder
+    in the way of a new one has to step aside first; a kill just then leaves both in the hidden folder beside `path`.
+
+    Raises:
+        FileNotFoundError: the block wrote nothing.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     room = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
         draft = room / path.name
         yield draft
+        if not draft.exists():
+            raise FileNotFoundError(f"nothing was written that could become {path}")
         for file in [draft, *draft.rglob("*")] if draft.is_dir() else [draft]:
             _sync(file)
         if path.is_dir():
-            # A folder cannot be renamed over a full one: the old one steps aside first.
+            # A folder cannot be renamed over a full one.
             path.rename(room / "replaced")
-        draft.rename(path)
+        try:
+            draft.rename(path)
+        except OSError:
+            if (room / "replaced").exists():
+                (room / "replaced").rename(path)
+            raise
         _sync(path.parent)
     finally:
         shutil.rmtree(room, ignore_errors=True)

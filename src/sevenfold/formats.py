@@ -5,8 +5,12 @@ Data sets and batch jobs read through the same functions, so that what was measu
 
 import csv
 import gzip
+import math
 import struct
+import warnings
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +21,7 @@ import pandas as pd
 from sevenfold import files
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp"})
+_CSV_BLOCK = 65_536  # rows looked at together while finding out the types of a CSV file's columns
 
 
 class FormatError(ValueError):
@@ -51,7 +56,7 @@ def read(path: Path, **options: Any) -> Rows:
     """Read a whole file or folder of any supported format.
 
     Args:
-        path: `.csv`, `.parquet`, `.npz`, `.npy`, IDX (`-idx3-ubyte`, `.idx`), each text or IDX file `.gz` too, or a
+        path: `.csv`, `.parquet`, `.npz`, `.npy`, IDX (`-idx3-ubyte`, `.idx`), a text or IDX file as `.gz` too, or a
             folder of images, whose sub-folders, where it has any, are labels.
         options: `separator` for CSV (found from the header by default), `labels` for IDX and npy: a second file with
             one label per row, which becomes the column `label`.
@@ -60,63 +65,75 @@ def read(path: Path, **options: Any) -> Rows:
         FileNotFoundError: nothing is there.
         FormatError: the file is damaged, empty, or of an unknown kind.
     """
-    if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist; check the path, or `dvc pull` if it is tracked by DVC")
-    reader = _reader(path)
-    try:
-        rows = reader(path, options)
-    except FormatError:
-        raise
-    except Exception as error:
-        # Every library has its own errors for a damaged file; the user needs to know just which file it is.
-        raise FormatError(
-            f"{path} cannot be read as {reader.__name__.removeprefix('_read_')}: {str(error).strip() or type(error).__name__}; "
-            "it may be truncated or of another format than its name says"
-        ) from error
-    if not len(rows):
-        raise FormatError(f"{path} has no rows; expected at least one")
-    return rows
+    with _explained(path):
+        return _some(path, _kind(path).read(path, options))
 
 
 def batches(path: Path, size: int, **options: Any) -> Iterator[Rows]:
-    """Yield the rows of a file in order, at most `size` at a time. Parquet, CSV and npy are never in memory whole."""
-    if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist; check the path")
-    suffix = "".join(path.suffixes[-2:]) if path.suffix == ".gz" else path.suffix
-    try:
-        if suffix == ".parquet":
-            import pyarrow.parquet
+    """Yield the rows of a file in order, at most `size` at a time; together they are what `read` returns.
 
-            with pyarrow.parquet.ParquetFile(path) as source:
-                for part in source.iter_batches(batch_size=size):
-                    yield Rows(part.to_pandas())
+    Columns have the types that they have in the whole file, whatever a batch holds. Parquet, CSV and npy are never in
+    memory whole.
+
+    Args and Raises: as `read`.
+    """
+    with _explained(path):
+        kind = _kind(path)
+        if kind.batches is not None:
+            count = 0
+            for part in kind.batches(path, size, options):
+                count += len(part)
+                yield part
+            if not count:
+                raise _no_rows(path)
             return
-        if suffix in {".csv", ".csv.gz"}:
-            with pd.read_csv(path, sep=_separator(path, options), chunksize=size) as source:
-                for part in source:
-                    yield Rows(part.reset_index(drop=True))
-            return
-    except (OSError, ValueError, pd.errors.ParserError) as error:
-        raise FormatError(f"{path} cannot be read: {error}; it may be truncated") from error
-    rows = read(path, **options)
+        rows = _some(path, kind.read(path, options))
     for start in range(0, len(rows), size):
         yield rows.take(np.arange(start, min(start + size, len(rows))))
 
 
-def _reader(path: Path) -> Callable[[Path, Mapping[str, Any]], Rows]:
+def suffix(path: Path) -> str:
+    """Return the shortest ending by which `read` knows a file of this format, such as ".csv.gz"; "" for a folder."""
+    kind, name = _kind(path), path.name.lower()
+    return kind.suffix + (".gz" if kind.suffix and name.endswith(".gz") else "")
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Turn whatever a library says of a damaged file into an error that names the file and the format."""
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist; check the path, or `dvc pull` if it is tracked by DVC")
+    try:
+        yield
+    except (FormatError, FileNotFoundError):
+        raise
+    except UnicodeDecodeError as error:
+        raise FormatError(f"{path} is not text in UTF-8 ({error.reason}); save it as UTF-8") from error
+    except Exception as error:
+        # Every library has its own errors for a damaged file; the user needs to know just which file it is.
+        reason = str(error).strip() or type(error).__name__
+        raise FormatError(
+            f"{path} cannot be read as {_kind(path).title}: {reason}; it may be truncated or of another format than its name says"
+        ) from error
+
+
+def _no_rows(path: Path) -> FormatError:
+    return FormatError(f"{path} has no rows; expected at least one")
+
+
+def _some(path: Path, rows: Rows) -> Rows:
+    if not len(rows):
+        raise _no_rows(path)
+    return rows
+
+
+def _kind(path: Path) -> "_Kind":
+    name = path.name.lower()
     if path.is_dir():
-        return _read_images
-    name = path.name.lower().removesuffix(".gz")
-    if name.endswith(".csv"):
-        return _read_csv
-    if name.endswith(".parquet"):
-        return _read_parquet
-    if name.endswith(".npz"):
-        return _read_npz
-    if name.endswith(".npy"):
-        return _read_npy
-    if name.endswith((".idx", "ubyte")):
-        return _read_idx
+        return _FOLDER
+    for kind in _KINDS:
+        if name.endswith(kind.endings) or (kind.zipped and name.removesuffix(".gz").endswith(kind.endings)):
+            return kind
     raise FormatError(
         f"{path}: unknown kind of file {''.join(path.suffixes) or path.name!r}; "
         "expected .csv, .parquet, .npz, .npy, an IDX file or a folder of images"
@@ -126,7 +143,7 @@ def _reader(path: Path) -> Callable[[Path, Mapping[str, Any]], Rows]:
 def _separator(path: Path, options: Mapping[str, Any]) -> str:
     if options.get("separator"):
         return str(options["separator"])
-    opener: Any = gzip.open if path.suffix == ".gz" else open
+    opener: Any = gzip.open if path.suffix.lower() == ".gz" else open
     with opener(path, "rt", encoding="utf-8", newline="") as handle:
         header = handle.readline()
     try:
@@ -136,60 +153,186 @@ def _separator(path: Path, options: Mapping[str, Any]) -> str:
 
 
 def _read_csv(path: Path, options: Mapping[str, Any]) -> Rows:
-    return Rows(pd.read_csv(path, sep=_separator(path, options)))
+    with _long_rows_refused(path):
+        return Rows(pd.read_csv(path, **_csv_settings(path, options)))
+
+
+def _batch_csv(path: Path, size: int, options: Mapping[str, Any]) -> Iterator[Rows]:
+    settings = _csv_settings(path, options)
+    # What a column is, only the whole file tells: 12 and A7 are text, 12 and a gap are floats. So it is read twice.
+    seen: dict[str, set[str]] = {}
+    with _long_rows_refused(path), pd.read_csv(path, chunksize=_CSV_BLOCK, **settings) as source:
+        for part in source:
+            for name, values in part.items():
+                seen.setdefault(str(name), set()).add(_csv_type(values))
+    types = {name: _common_type(kinds) for name, kinds in seen.items()}
+    # Text is read as text: "007" would not come back from a number.
+    settings["dtype"] = {name: kind for name, kind in types.items() if kind == "str"}
+    numbers = {name: kind for name, kind in types.items() if kind != "str"}
+    with pd.read_csv(path, chunksize=size, **settings) as source:
+        for part in source:
+            yield Rows(part.reset_index(drop=True).astype(numbers))
+
+
+def _csv_settings(path: Path, options: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "sep": _separator(path, options),
+        "compression": "gzip" if path.suffix.lower() == ".gz" else None,
+        "low_memory": False,  # which decides on types piece by piece
+        "index_col": False,  # or else longer rows shift the names
+    }
+
+
+@contextmanager
+def _long_rows_refused(path: Path) -> Iterator[None]:
+    """pandas only warns of what it cuts off."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)
+            yield
+    except pd.errors.ParserWarning:
+        raise FormatError(
+            f"{path}: rows have more values than the header has names; expected as many; mend the header, or give the right `separator`"
+        ) from None
+
+
+def _csv_type(values: pd.Series) -> str:
+    if values.isna().all():
+        return "empty"
+    if pd.api.types.is_numeric_dtype(values.dtype):
+        return values.dtype.name
+    # Truth values with gaps are objects.
+    return "object" if pd.api.types.infer_dtype(values, skipna=True) == "boolean" else "str"
+
+
+def _common_type(kinds: set[str]) -> str:
+    """Return the type that pandas gives a column whose blocks are of these kinds."""
+    present = kinds - {"empty"}
+    if not present:
+        return "float64"
+    truth = {"bool", "object"}
+    if present <= truth:
+        return "bool" if kinds == {"bool"} else "object"
+    if "str" in present or present & truth:
+        return "str"
+    return "float64" if "empty" in kinds else str(np.result_type(*map(np.dtype, present)))
 
 
 def _read_parquet(path: Path, options: Mapping[str, Any]) -> Rows:
-    return Rows(pd.read_parquet(path).reset_index(drop=True))
+    import pyarrow.parquet
+
+    with pyarrow.parquet.ParquetFile(path) as source:
+        return Rows(_framed(source.read()))
+
+
+def _batch_parquet(path: Path, size: int, options: Mapping[str, Any]) -> Iterator[Rows]:
+    import pyarrow.parquet
+
+    with pyarrow.parquet.ParquetFile(path) as source:
+        with_gaps = _with_gaps(source)
+        for part in source.iter_batches(batch_size=size):
+            frame = _framed(part)
+            # pandas has no gaps in plain integers and truth values: it changes their type where there are some.
+            for name in with_gaps:
+                dtype = frame[name].dtype
+                if isinstance(dtype, np.dtype) and dtype.kind in "iub":
+                    frame[name] = frame[name].astype("object" if dtype.kind == "b" else "float64")
+            yield Rows(frame)
+
+
+def _with_gaps(source: Any) -> list[str]:
+    """Return the columns of integers and truth values in which any row of a Parquet file has a gap."""
+    import pyarrow
+
+    names = [
+        f.name for f in source.schema_arrow if pyarrow.types.is_integer(f.type) or pyarrow.types.is_boolean(f.type)
+    ]
+    found = set()
+    for part in source.iter_batches(columns=names) if names else ():
+        found |= {name for name in names if part.column(name).null_count}
+    return sorted(found - {name for name in found if name.startswith("__index_level_")})
+
+
+def _framed(table: Any) -> pd.DataFrame:
+    """Return an Arrow table as a frame with rows 0..n-1 and names as text; an index that has a name is a column."""
+    frame: pd.DataFrame = table.to_pandas()
+    if any(name is not None for name in frame.index.names):
+        frame = frame.reset_index()
+    return frame.reset_index(drop=True).rename(columns=str)
 
 
 def _read_npz(path: Path, options: Mapping[str, Any]) -> Rows:
-    with np.load(path, allow_pickle=False) as archive:
+    # np.load leaves a damaged archive open if it opens it itself.
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
         return _from_arrays({name: archive[name] for name in archive.files}, path)
 
 
 def _from_arrays(arrays: Mapping[str, np.ndarray], path: Path) -> Rows:
     """One array of 3 or 4 dimensions is the images; a matrix is numbered columns; a vector is a column of its name."""
+    _check_arrays(arrays, path)
+    images = [a for a in arrays.values() if a.ndim > 2]
+    columns: dict[str, np.ndarray] = {}
+    for name, array in arrays.items():
+        if array.ndim <= 2:
+            more = {name: array} if array.ndim == 1 else {f"{name}_{i}": v for i, v in enumerate(array.T)}
+            if twice := sorted(columns.keys() & more.keys()):
+                raise FormatError(f"{path}: two arrays give the column {', '.join(twice)}; rename one")
+            columns |= more
+    count = len(next(iter(arrays.values()), ()))
+    return Rows(pd.DataFrame(columns, index=pd.RangeIndex(count)), images[0] if images else None)
+
+
+def _check_arrays(arrays: Mapping[str, np.ndarray], path: Path) -> None:
     images = {n: a for n, a in arrays.items() if a.ndim in (3, 4)}
-    odd = [f"{n!r} {a.shape}" for n, a in arrays.items() if a.ndim not in (1, 2, 3, 4)]
+    odd = {n: a for n, a in arrays.items() if a.ndim not in (1, 2, 3, 4)}
     if odd or len(images) > 1:
+        got = ", ".join(f"{n!r} {a.shape}" for n, a in (odd or images).items())
         raise FormatError(
-            f"{path}: expected vectors, matrices and at most one array of images (n, H, W) or (n, H, W, C); "
-            f"got {', '.join(odd or [f'{n!r} {a.shape}' for n, a in images.items()])}"
+            f"{path}: expected vectors, matrices and at most one array of images (n, H, W) or (n, H, W, C); got {got}"
         )
+    if text := [f"{n!r} of type {a.dtype}" for n, a in images.items() if a.dtype.kind not in "biuf"]:
+        raise FormatError(f"{path}: expected images of numbers; got {', '.join(text)}")
     lengths = {n: len(a) for n, a in arrays.items()}
     if len(set(lengths.values())) > 1:
         raise FormatError(f"{path}: arrays of different lengths {lengths}; expected one row per sample in each")
-    columns: dict[str, np.ndarray] = {}
-    for name, array in arrays.items():
-        if array.ndim == 1:
-            columns[name] = array
-        elif array.ndim == 2:
-            columns |= {f"{name}_{i}": array[:, i] for i in range(array.shape[1])}
-    count = next(iter(lengths.values()), 0)
-    return Rows(pd.DataFrame(columns, index=pd.RangeIndex(count)), next(iter(images.values()), None))
-
-
-def _with_labels(arrays: dict[str, np.ndarray], path: Path, options: Mapping[str, Any]) -> Rows:
-    if options.get("labels"):
-        labels = path.parent / str(options["labels"])
-        if not labels.exists():
-            raise FileNotFoundError(f"{labels} does not exist; `labels` names a file beside {path.name}")
-        arrays["label"] = _load_idx(labels) if _reader(labels) is _read_idx else np.load(labels, allow_pickle=False)
-    return _from_arrays(arrays, path)
 
 
 def _read_npy(path: Path, options: Mapping[str, Any]) -> Rows:
-    return _with_labels({"x": np.load(path, allow_pickle=False)}, path, options)
+    return _from_arrays({"x": np.load(path, allow_pickle=False)} | _labels(path, options), path)
+
+
+def _batch_npy(path: Path, size: int, options: Mapping[str, Any]) -> Iterator[Rows]:
+    arrays = {"x": np.load(path, mmap_mode="r", allow_pickle=False)} | _labels(path, options)
+    _check_arrays(arrays, path)
+    for start in range(0, len(arrays["x"]), size):
+        yield _from_arrays({name: np.array(a[start : start + size]) for name, a in arrays.items()}, path)
 
 
 def _read_idx(path: Path, options: Mapping[str, Any]) -> Rows:
-    return _with_labels({"x": _load_idx(path)}, path, options)
+    return _from_arrays({"x": _load_idx(path)} | _labels(path, options), path)
+
+
+def _labels(path: Path, options: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Return the column `label` from the file that `labels` names, if it names one."""
+    if not options.get("labels"):
+        return {}
+    labels = path.parent / str(options["labels"])
+    with _explained(labels):
+        loaders: dict[str, Callable[[Path], np.ndarray]] = {
+            ".idx": _load_idx,
+            ".npy": lambda file: np.asarray(np.load(file, allow_pickle=False)),
+        }
+        if (load := loaders.get(_kind(labels).suffix)) is None:
+            raise FormatError(f"{labels}: labels can be in an IDX or a .npy file; convert them")
+        values = load(labels)
+    if values.ndim != 1:
+        raise FormatError(f"{labels} has shape {values.shape}; expected one label per row, (n,)")
+    return {"label": values}
 
 
 def _load_idx(path: Path) -> np.ndarray:
     """Read LeCun's IDX format: two zero bytes, a type, the number of dimensions, the sizes, the values, big-endian."""
-    opener: Any = gzip.open if path.suffix == ".gz" else open
+    opener: Any = gzip.open if path.suffix.lower() == ".gz" else open
     with opener(path, "rb") as handle:
         head = handle.read(4)
         kinds = {8: "u1", 9: "i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
@@ -199,47 +342,102 @@ def _load_idx(path: Path) -> np.ndarray:
             )
         sizes = struct.unpack(f">{head[3]}I", handle.read(4 * head[3]))
         kind = np.dtype(kinds[head[2]])
-        wanted = int(np.prod(sizes)) * kind.itemsize
-        body = handle.read(wanted + 1)
-    if len(body) != wanted:
+        wanted = math.prod(sizes) * kind.itemsize
+        body = handle.read()
+    if len(body) < wanted:
         raise FormatError(
             f"{path} holds {len(body)} bytes of values; its header {sizes} wants {wanted}; it is truncated"
+        )
+    if len(body) > wanted:
+        raise FormatError(
+            f"{path} holds {len(body)} bytes of values; its header {sizes} wants {wanted}; expected no more; it is damaged"
         )
     values = np.frombuffer(body, kind).reshape(sizes)
     return values.astype(kind.newbyteorder("="))
 
 
 def _read_images(path: Path, options: Mapping[str, Any]) -> Rows:
-    from PIL import Image
-
-    found = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+    found = {file.relative_to(path): file for file in sorted(path.rglob("*"))}
+    # Hidden ones are what macOS and notebooks leave behind.
+    found = {
+        name: file
+        for name, file in found.items()
+        if file.suffix.lower() in IMAGE_SUFFIXES and not any(part.startswith(".") for part in name.parts)
+    }
     if not found:
         raise FormatError(f"{path} holds no images; expected files ending in {', '.join(sorted(IMAGE_SUFFIXES))}")
-    images, kinds = [], {}
-    for file in found:
-        with Image.open(file) as image:
-            images.append(np.asarray(image))
-            kinds[file] = (image.mode, images[-1].shape[:2])
+    images, kinds, damaged = [], {}, []
+    for name, file in found.items():
+        try:
+            mode, image = _load_image(file)
+        except Exception as error:
+            # Pillow's errors are of many kinds and seldom name the file.
+            damaged.append(f"{name} ({str(error).replace(str(file), name.name) or type(error).__name__})")
+            continue
+        images.append(image)
+        kinds[name] = (mode, image.shape[:2])
+    if damaged:
+        shown = ", ".join(damaged[:5]) + (f" and {len(damaged) - 5} more" if len(damaged) > 5 else "")
+        raise FormatError(f"{path}: {len(damaged)} of {len(found)} images cannot be read: {shown}; mend or remove them")
     if len(set(kinds.values())) > 1:
         common = max(sorted(set(kinds.values())), key=list(kinds.values()).count)
-        others = {file: kind for file, kind in kinds.items() if kind != common}
+        others = {name: kind for name, kind in kinds.items() if kind != common}
         first, (mode, size) = next(iter(others.items()))
         raise FormatError(
             f"{path}: {len(others)} of {len(found)} images differ from the others, which are {common[0]} "
-            f"{common[1][1]}x{common[1][0]} (first: {first.relative_to(path)} is {mode} {size[1]}x{size[0]}); "
+            f"{common[1][1]}x{common[1][0]} (first: {first} is {mode} {size[1]}x{size[0]}); "
             "expected one size and mode; resize or convert them"
         )
-    frame = pd.DataFrame({"path": [file.relative_to(path).as_posix() for file in found]})
-    if any(file.parent != path for file in found):
-        frame["label"] = [file.parent.relative_to(path).as_posix() for file in found]
+    frame = pd.DataFrame({"path": [name.as_posix() for name in found]})
+    if any(name.parent != Path() for name in found):
+        labels = [name.parent.as_posix() if name.parent != Path() else None for name in found]
+        frame["label"] = pd.Series(labels, dtype="str")
     return Rows(frame, np.stack(images))
+
+
+def _load_image(file: Path) -> tuple[str, np.ndarray]:
+    """Return an image's mode in Pillow's words and its pixels."""
+    from PIL import Image
+
+    with Image.open(file) as image:
+        # The numbers of a palette are names of colours.
+        plain = image.convert("RGBA" if image.has_transparency_data else "RGB") if image.mode == "P" else image
+        return plain.mode, np.asarray(plain)
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """A format: its name in messages, the ending we give it, the endings we know it by, and how it is read.
+
+    batches: reads it piece by piece; None where it is read whole and cut.
+    """
+
+    title: str
+    suffix: str
+    endings: tuple[str, ...]
+    read: Callable[[Path, Mapping[str, Any]], Rows]
+    batches: Callable[[Path, int, Mapping[str, Any]], Iterator[Rows]] | None = None
+    zipped: bool = False
+
+
+_FOLDER = _Kind("a folder of images", "", (), _read_images)
+_KINDS = (
+    _Kind("CSV", ".csv", (".csv",), _read_csv, _batch_csv, zipped=True),
+    _Kind("Parquet", ".parquet", (".parquet",), _read_parquet, _batch_parquet),
+    _Kind("npz", ".npz", (".npz",), _read_npz),
+    _Kind("npy", ".npy", (".npy",), _read_npy, _batch_npy),
+    _Kind("IDX", ".idx", (".idx", "ubyte"), _read_idx, zipped=True),
+)
 
 
 OUTPUT_SUFFIXES = (".parquet", ".csv", ".npz")
 
 
 class Writer:
-    """Write frames one after the other to one Parquet, CSV or npz file. Use it on the draft path of `files.whole`."""
+    """Write frames one after the other to one Parquet, CSV or npz file. Use it on the draft path of `files.whole`.
+
+    npz has no way to append: its frames stay in memory until `close`.
+    """
 
     def __init__(self, path: Path) -> None:
         if path.suffix not in OUTPUT_SUFFIXES:
@@ -274,13 +472,19 @@ class Writer:
             self._parquet.close()
         if self._path.suffix == ".npz" and self._parts:
             frame = pd.concat(self._parts, ignore_index=True)
-            np.savez(self._path, **{str(c): _plain(frame[c]) for c in frame})  # type: ignore[arg-type]
+            # Not np.savez, which stumbles over a column called "file" and would pickle.
+            with zipfile.ZipFile(self._path, "w") as archive:
+                for name, column in frame.items():
+                    with archive.open(f"{name}.npy", "w", force_zip64=True) as handle:
+                        np.lib.format.write_array(handle, _plain(column), allow_pickle=False)
 
 
 def _plain(column: pd.Series) -> np.ndarray:
     """A column as an array that needs no pickle: text becomes fixed-width Unicode, gaps in it the empty text."""
-    if pd.api.types.is_numeric_dtype(column.dtype) or pd.api.types.is_bool_dtype(column.dtype):
-        return column.to_numpy()
+    if pd.api.types.is_numeric_dtype(column.dtype) and not column.isna().any():
+        return np.asarray(column.to_numpy())
+    if pd.api.types.is_numeric_dtype(column.dtype) and not pd.api.types.is_bool_dtype(column.dtype):
+        return column.to_numpy(np.float64, na_value=np.nan)
     return column.astype("object").where(column.notna(), "").astype(str).to_numpy(dtype=np.str_)
 
 

@@ -33,7 +33,7 @@ class Rule:
 class Standing:
     """A candidate as the gate sees it: scores, higher is better, and its intervals against the best of the others.
 
-    against_rival, against_champion: None where there is no rival or no champion to compare with.
+    against_rival, against_champion: None where no rival or no champion has a result to compare with.
     """
 
     validation: float
@@ -71,19 +71,25 @@ def choose(candidates: Mapping[str, Standing], rule: Rule) -> Choice:
             failed.append(f"its score on test, {standing.test:.4f}, is below the floor of {rule.floor:g}")
         else:
             passed.append(f"its score on test, {standing.test:.4f}, reaches the floor of {rule.floor:g}")
-    if rule.must_beat_rivals and standing.against_rival is not None:
-        if not standing.against_rival.low > 0:
+    if rule.must_beat_rivals:
+        if standing.against_rival is None:
+            failed.append("no rival has a result that it could beat")
+        elif not _proven(standing.against_rival):
             failed.append(f"it is not proven better than the best rival ({_span(standing.against_rival)})")
         else:
             passed.append(f"it beats the best rival ({_span(standing.against_rival)})")
     if standing.against_champion is not None:
-        if not standing.against_champion.low > 0:
+        if not _proven(standing.against_champion):
             failed.append(f"it is not proven better than today's champion ({_span(standing.against_champion)})")
         else:
             passed.append(f"it beats today's champion ({_span(standing.against_champion)})")
     if failed:
         return Choice(None, (f"{chosen} is best on validation but does not pass", *failed))
     return Choice(chosen, tuple(passed))
+
+
+def _proven(interval: Interval) -> bool:
+    return math.isfinite(interval.difference) and interval.low > 0
 
 
 def _span(interval: Interval) -> str:

@@ -1,5 +1,6 @@
 """Batch jobs: rows in, rows out, and a receipt. The output appears whole or not at all."""
 
+import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -15,6 +16,9 @@ from sevenfold.workspace import Workspace
 
 BATCH_SIZE = 8192
 """Rows in memory at a time."""
+
+MOST_PROBLEMS = 50
+"""Problems that one error lists; a table of millions of rows may have one in each batch."""
 
 
 @dataclass(frozen=True)
@@ -78,26 +82,27 @@ def apply(
     """Run one operation of a bundle over a file. Rows keep their order, and columns that the model does not use stay.
 
     Raises:
-        FileNotFoundError, FormatError: the input cannot be read, or the output's kind is unknown.
-        DataError: rows do not fit the model's schema; nothing is written.
+        FileNotFoundError, FormatError: the input cannot be read or has no rows, or the output's kind is unknown.
+        ValueError: there is no such operation, the bundle is for another one, or the output would replace the input.
+        DataError: rows do not fit the model's schema; the message lists the problems of all batches.
+        OSError: the output cannot be written.
     """
     start = time.perf_counter()
-    act = operations.get(operation)
-    if source.resolve() == destination.resolve():
-        raise ValueError(f"input and output are both {source}; give the output another name")
-    _check_whole(bundle, source)
+    act = operations.get(operation, bundle)
+    _check_output(source, destination)
+    _check_rows(bundle, source)
+    # Before the output exists: it may lie inside a folder of images.
+    input_digest = files.digest(source)
     rows, columns = 0, tuple[str, ...]()
     with files.whole(destination) as draft:
         writer = formats.Writer(draft)
         for part in formats.batches(source, BATCH_SIZE):
-            try:
-                made = act(bundle, part)
-            except DataError as error:
-                raise DataError(f"{source} rows {rows} to {rows + len(part) - 1}", list(error.problems)) from None
+            made = act(bundle, part)
             kept = operations.identifying(bundle, part)
-            if clash := [c for c in kept.columns if c in made.columns]:
+            if clash := [str(c) for c in kept.columns if c in made.columns]:
                 raise DataError(
-                    str(source), [f"columns {', '.join(clash)} have names that the output uses; rename them"]
+                    str(source),
+                    [f"the output has columns of the names {', '.join(clash)}, too; rename those of the input"],
                 )
             frame = pd.concat([kept.reset_index(drop=True), made], axis=1)
             writer.write(frame)
@@ -111,7 +116,7 @@ def apply(
         rows=rows,
         columns=columns,
         input=str(source),
-        input_digest=files.digest(source),
+        input_digest=input_digest,
         output=str(destination),
         output_digest=files.digest(destination),
         seconds=round(time.perf_counter() - start, 3),
@@ -120,7 +125,20 @@ def apply(
     return receipt
 
 
-def _check_whole(bundle: Bundle, source: Path) -> None:
+def _check_output(source: Path, destination: Path) -> None:
+    formats.Writer(destination)  # which refuses an unknown kind, and writes nothing yet
+    if source.resolve() == destination.resolve():
+        raise ValueError(f"input and output are both {source}; give the output another name")
+    if destination.is_dir():
+        raise IsADirectoryError(f"the output {destination} is a folder; expected a file's name; name a file inside it")
+    place = next(p for p in destination.resolve().parents if p.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        raise PermissionError(
+            f"{destination} cannot be written: {place} is no folder that you may write to; choose another"
+        )
+
+
+def _check_rows(bundle: Bundle, source: Path) -> None:
     """Report the problems of every batch at once, before the first row is written."""
     problems: dict[str, None] = {}
     at = 0
@@ -129,4 +147,6 @@ def _check_whole(bundle: Bundle, source: Path) -> None:
         problems |= dict.fromkeys(bundle.schema.problems(shifted))
         at += len(part)
     if problems:
-        raise DataError(str(source), list(problems))
+        listed = list(problems)
+        more = [f"and {len(listed) - MOST_PROBLEMS} more such problems"] if len(listed) > MOST_PROBLEMS else []
+        raise DataError(str(source), listed[:MOST_PROBLEMS] + more)

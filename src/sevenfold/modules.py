@@ -70,7 +70,8 @@ def option_problems(function: Callable[..., Any], options: Mapping[str, Any], *,
             )
             continue
         try:
-            pydantic.TypeAdapter(keywords[name].annotation).validate_python(value)
+            # Strictly: the constructor gets the value as it stands, and "8" or true is no number.
+            pydantic.TypeAdapter(keywords[name].annotation).validate_python(value, strict=True)
         except pydantic.ValidationError as error:
             reasons = "; ".join(f"{e['msg'][:1].lower()}{e['msg'][1:]}" for e in error.errors())
             problems.append(f"{of}: option {name!r} is {value!r}: {reasons}")

@@ -18,7 +18,13 @@ _ACTIVATIONS: dict[str, type[nn.Module]] = {
 
 
 def dense(sizes: Sequence[int], activation: Activation) -> nn.Sequential:
-    """Return fully connected layers of these widths, (n, sizes[0]) -> (n, sizes[-1]), the last one linear."""
+    """Return fully connected layers of these widths, (n, sizes[0]) -> (n, sizes[-1]), the last one linear.
+
+    Raises:
+        ValueError: a width is below 1.
+    """
+    if min(sizes) < 1:
+        raise ValueError(f"hidden is {list(sizes[1:-1])}; expected widths of 1 or more; mend or remove the others")
     layers: list[nn.Module] = []
     for width, following in itertools.pairwise(sizes):
         layers += [nn.Linear(width, following), _ACTIVATIONS[activation]()]

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pandas as pd
 
-from sevenfold import formats
+from sevenfold import formats, modules
 from sevenfold.applications import base
 from sevenfold.bundles import Bundle
 
@@ -17,11 +17,6 @@ def encode(bundle: Bundle, rows: formats.Rows) -> pd.DataFrame:
 
 def score(bundle: Bundle, rows: formats.Rows) -> pd.DataFrame:
     """Return what the bundle's application predicts: for anomalies score, flag, threshold and the features behind it."""
-    if bundle.application.operation != "score":
-        raise ValueError(
-            f"this model is for {bundle.application_name}, which runs as `{bundle.application.operation}`; "
-            "expected one for anomaly; name another model or run that operation"
-        )
     x, observed = bundle.schema.transform(rows)
     return pd.DataFrame(bundle.application.predict(bundle.model, x, observed, bundle.schema))
 
@@ -29,9 +24,21 @@ def score(bundle: Bundle, rows: formats.Rows) -> pd.DataFrame:
 OPERATIONS: dict[str, Callable[[Bundle, formats.Rows], pd.DataFrame]] = {"encode": encode, "score": score}
 
 
-def get(name: str) -> Callable[[Bundle, formats.Rows], pd.DataFrame]:
+def get(name: str, bundle: Bundle) -> Callable[[Bundle, formats.Rows], pd.DataFrame]:
+    """Return the operation of this name.
+
+    Raises:
+        ValueError: there is none, or the bundle was made for another one.
+    """
     if name not in OPERATIONS:
-        raise ValueError(f"no operation {name!r}; there are: {', '.join(OPERATIONS)}")
+        raise ValueError(
+            f"no operation {name!r}{modules.meant(name, [*OPERATIONS])}; there are: {', '.join(OPERATIONS)}"
+        )
+    if name not in {"encode", bundle.application.operation}:
+        raise ValueError(
+            f"this model is for {bundle.application_name}, which runs as `{bundle.application.operation}`; expected one "
+            f"that runs as `{name}`; name another model or run that operation"
+        )
     return OPERATIONS[name]
 
 

@@ -1,5 +1,6 @@
 """params.yaml as typed, frozen values. A misspelled key is an error that names it; all problems come at once."""
 
+import copy
 import io
 from collections.abc import Mapping
 from pathlib import Path
@@ -43,7 +44,7 @@ class Splits(_Frozen):
 
 
 class DatasetParams(_Frozen):
-    """Where a data set lies and what its columns mean; `Preparation` documents each."""
+    """Where a data set lies and what its columns mean; `preparation.prepare` documents each."""
 
     path: str
     label: str | None = None
@@ -62,9 +63,18 @@ class DatasetParams(_Frozen):
     @classmethod
     def _labels_are_text(cls, value: Any) -> Any:
         """YAML reads 0 as a number, and labels are compared as text."""
-        if isinstance(value, (str, int)):
+        if isinstance(value, (str, int, float)):
             value = [value]
-        return None if value is None else tuple(str(v) for v in value)
+        if not isinstance(value, (list, tuple)):
+            return value  # None, or an error
+        return tuple(str(int(v)) if isinstance(v, float) and v.is_integer() else str(v) for v in value)
+
+    @pydantic.field_validator("range")
+    @classmethod
+    def _range_is_ascending(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
+        if value is not None and not value[0] < value[1]:
+            raise ValueError("expected the lower end first, then a higher one")
+        return value
 
     @property
     def read_options(self) -> dict[str, str]:
@@ -135,19 +145,71 @@ def load(path: Path) -> Params:
         ParamsError: with every problem found: unknown and missing keys, values of the wrong type or range, names that
             refer to nothing.
     """
+    params, problems = examine(path)
+    if problems:
+        raise ParamsError(path, problems)
+    return params
+
+
+def examine(path: Path, text: str | None = None) -> tuple[Params, list[str]]:
+    """Return params.yaml and every problem that can be found without importing torch.
+
+    Where there are problems, the params are only for finding more of them: entries that make no sense are left out,
+    and so may be sections.
+
+    Args:
+        text: what the file is going to hold; by default what it holds.
+
+    Raises:
+        ParamsError: it is no YAML, or no mapping.
+    """
     try:
-        raw = ruamel.yaml.YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+        raw = ruamel.yaml.YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8") if text is None else text)
     except ruamel.yaml.error.YAMLError as error:
         raise ParamsError(path, [f"not valid YAML: {' '.join(str(error).split())}"]) from None
+    except UnicodeDecodeError as error:
+        raise ParamsError(path, [f"not text in UTF-8: {error}; save it as UTF-8"]) from None
     if not isinstance(raw, dict):
         raise ParamsError(path, [f"got {type(raw).__name__}; expected a mapping with datasets, candidates, ..."])
     try:
-        params = Params.model_validate(raw)
+        params, problems = Params.model_validate(raw), []
     except pydantic.ValidationError as error:
-        raise ParamsError(path, [_explain(e) for e in error.errors()]) from None
-    if problems := _references(params):
-        raise ParamsError(path, problems)
-    return params
+        params, problems = _sound_part(raw, error), [_explain(e) for e in error.errors()]
+    return _known_part(params), problems + _references(params, raw)
+
+
+def _sound_part(raw: Mapping[str, Any], error: pydantic.ValidationError) -> Params:
+    """Return what is left without unknown keys, without entries that lack or mistake a value, and without such sections."""
+    sound = copy.deepcopy(dict(raw))
+    for e in error.errors():
+        keys = [k for k in e["loc"] if k != "[key]"]
+        if e["type"] != "extra_forbidden":
+            keys = keys[: 2 if keys[0] in _ENTRIES else 1]
+        parent: Any = sound
+        for key in keys[:-1]:
+            parent = parent.get(key, {}) if isinstance(parent, dict) else {}
+        if isinstance(parent, dict):
+            parent.pop(keys[-1], None)
+    fields = {}
+    for name, field in Params.model_fields.items():
+        annotation: Any = field.annotation
+        if name in sound:
+            fields[name] = pydantic.TypeAdapter(annotation).validate_python(sound[name])
+    return Params.model_construct(**{"datasets": {}, "seed": 0, **fields})
+
+
+def _known_part(params: Params) -> Params:
+    """Leave out what names no source, application or variant, so that whoever looks at their options finds each."""
+    return params.model_copy(
+        update={
+            "fetch": {n: f for n, f in params.fetch.items() if n in modules.names("datasets")},
+            "applications": {
+                d: {a: o for a, o in some.items() if a in modules.names("applications")}
+                for d, some in params.applications.items()
+            },
+            "candidates": {n: c for n, c in params.candidates.items() if c.variant in modules.names("models")},
+        }
+    )
 
 
 def _explain(error: Any) -> str:
@@ -157,79 +219,90 @@ def _explain(error: Any) -> str:
         known = _fields_at(error["loc"][:-1])
         return f"{place}: unknown key{modules.meant(str(error['loc'][-1]), known)}; there are: {', '.join(known)}"
     if error["type"] == "missing":
-        return f"{place}: missing"
+        return f"{place}: missing; add it"
     if error["type"] == "string_pattern_mismatch":
         return f"{place}: a name is lower-case letters, digits, _ and -, and begins with a letter"
-    return f"{place} is {error['input']!r}: {error['msg'][:1].lower()}{error['msg'][1:]}"
+    reason = error["msg"].removeprefix("Value error, ")
+    return f"{place} is {error['input']!r}: {reason[:1].lower()}{reason[1:]}"
+
+
+_ENTRIES: dict[str, type[pydantic.BaseModel] | None] = {
+    "fetch": Fetch,
+    "datasets": DatasetParams,
+    "applications": None,
+    "candidates": Candidate,
+    "gates": None,
+}
+"""Sections of named entries, with what an entry is where its keys are always the same."""
 
 
 def _fields_at(location: tuple[int | str, ...]) -> list[str]:
     """Return the keys that may stand at this place."""
-    kinds: dict[str, type[pydantic.BaseModel]] = {
-        "fetch": Fetch,
-        "datasets": DatasetParams,
-        "candidates": Candidate,
-        "training": Training,
-        "gate": GateRule,
-    }
     if not location:
-        return sorted(Params.model_fields)
-    if location[-1] == "split":
-        return sorted(Splits.model_fields)
-    kind = kinds.get(str(location[0]))
+        kind: type[pydantic.BaseModel] | None = Params
+    elif len(location) == 3 and location[2] == "split":
+        kind = Splits
+    else:
+        kind = {**_ENTRIES, "training": Training, "gate": GateRule}[str(location[0])]
     return sorted(kind.model_fields) if kind else []
 
 
-def _references(params: Params) -> list[str]:
-    """Return every name that refers to nothing, and every override that is no setting."""
+def _references(params: Params, raw: Mapping[str, Any]) -> list[str]:
+    """Return every name that refers to nothing, and every override that is no setting.
+
+    Args:
+        raw: the whole file; an entry that was left out of `params` as unsound is still there to be referred to.
+    """
     problems = []
-    for key, known in (("fetch", modules.names("datasets")), ("applications", sorted(params.datasets))):
-        for name in getattr(params, key):
-            if name not in known:
-                problems.append(
-                    f"{key}.{name}: no such data set{modules.meant(name, known)}; there are: {', '.join(known)}"
-                )
+    datasets, offered = _keys(raw, "datasets"), {d: _keys(raw, "applications", d) for d in _keys(raw, "applications")}
+    sources, variants, applications = (modules.names(p) for p in ("datasets", "models", "applications"))
+
+    def unknown(place: str, what: str, name: str, known: list[str], where: str = "there are") -> None:
+        if name not in known:
+            near = modules.meant(name, known)
+            problems.append(f"{place}: {what}{near}; {where}: {', '.join(known) or 'none'}")
+
+    for name in params.fetch:
+        unknown(f"fetch.{name}", "no such data set", name, sources)
     for name, dataset in params.datasets.items():
         if dataset.split.validation + dataset.split.test >= 1:
             problems.append(
                 f"datasets.{name}.split: validation and test leave nothing to train on; expected less than 1 in all"
             )
         if dataset.normal is not None and dataset.label is None:
-            problems.append(f"datasets.{name}.normal: names labels, but there is no `label` column")
-    known_applications, variants = modules.names("applications"), modules.names("models")
-    for dataset_name, contests in params.applications.items():
+            problems.append(f"datasets.{name}.normal: names labels, but there is no `label` column; name it in `label`")
+    for name, contests in params.applications.items():
+        if "datasets" in raw:
+            unknown(f"applications.{name}", "no such data set", name, datasets)
         for application in contests:
-            if application not in known_applications:
-                problems.append(
-                    f"applications.{dataset_name}.{application}: no such application{modules.meant(application, known_applications)}; "
-                    f"there are: {', '.join(known_applications)}"
-                )
-    datasets = sorted(params.datasets)
+            unknown(f"applications.{name}.{application}", "no such application", application, applications)
     for name, candidate in params.candidates.items():
-        place, variant = f"candidates.{name}", candidate.variant
-        if candidate.dataset not in params.datasets:
-            near = modules.meant(candidate.dataset, datasets)
-            problems.append(
-                f"{place}.dataset: no data set {candidate.dataset!r}{near}; there are: {', '.join(datasets)}"
+        place = f"candidates.{name}"
+        if "datasets" in raw:
+            unknown(f"{place}.dataset", f"no data set {candidate.dataset!r}", candidate.dataset, datasets)
+        unknown(f"{place}.variant", f"no variant {candidate.variant!r}", candidate.variant, variants)
+        for application in candidate.applications if candidate.dataset in datasets else ():
+            unknown(
+                f"{place}.applications",
+                f"{application!r} is not judged on {candidate.dataset}",
+                application,
+                offered.get(candidate.dataset, []),
+                f"applications.{candidate.dataset} has",
             )
-        if variant not in variants:
-            near = modules.meant(variant, variants)
-            problems.append(f"{place}.variant: no variant {variant!r}{near}; there are: {', '.join(variants)}")
-        offered = sorted(params.applications.get(candidate.dataset, {}))
-        for application in candidate.applications:
-            if application not in offered:
-                problems.append(
-                    f"{place}.applications: {application!r} is not judged on {candidate.dataset}{modules.meant(application, offered)}; "
-                    f"applications.{candidate.dataset} has: {', '.join(offered) or 'none'}"
-                )
-        problems += _override_problems(f"{place}.training", params.training, candidate.training)
-    contests_known = [f"{d}-{a}" for d, contests in params.applications.items() for a in contests]
+        if "training" in params.model_fields_set:
+            problems += _override_problems(f"{place}.training", params.training, candidate.training)
+    known = [f"{d}-{a}" for d, contests in offered.items() for a in contests]
     for name, rule in params.gates.items():
-        if name not in contests_known:
-            near = modules.meant(name, contests_known)
-            problems.append(f"gates.{name}: no such contest{near}; there are: {', '.join(contests_known)}")
-        problems += _override_problems(f"gates.{name}", params.gate, rule)
+        unknown(f"gates.{name}", "no such contest", name, known)
+        if "gate" in params.model_fields_set:
+            problems += _override_problems(f"gates.{name}", params.gate, rule)
     return problems
+
+
+def _keys(raw: Any, *path: str) -> list[str]:
+    for key in path:
+        raw = raw.get(key) if isinstance(raw, dict) else None
+    return sorted(map(str, raw)) if isinstance(raw, dict) else []
 
 
 def _override_problems(place: str, common: _Frozen, own: Mapping[str, Any]) -> list[str]:

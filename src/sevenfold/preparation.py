@@ -51,36 +51,34 @@ def prepare(
     if problems:
         raise DataError(name, problems)
     notes = []
-    aside = [c for c in (label, identifier, group) if c is not None]
-    features = _features(rows, [*aside, *drop])
+    features = _features(rows, (label, identifier, group, *drop))
     if duplicates == "drop":
-        kept = np.flatnonzero(~pd.Series(_fingerprints(features)).duplicated().to_numpy())
+        kept = _first_of_equals(features)
         if len(kept) < len(rows):
             notes.append(f"{len(rows) - len(kept)} repeated rows left out")
         rows, features = rows.take(kept), features.take(kept)
 
     y = None if label is None else base.as_text(rows.frame[label]).to_numpy(dtype=object)
-    groups = None if group is None else rows.frame[group].astype(str).to_numpy()
-    places = split(len(rows), y, groups, validation=validation, test=test, seed=seed)
+    places = _places(rows, label, group, validation=validation, test=test, seed=seed)
+    more = "rows" if group is None else f"groups in {group!r}"
     problems = [
-        f"the {part} split is empty; give it a larger share or more rows" for part, p in places.items() if not len(p)
+        f"the {part} split is empty; expected at least one row; give it a larger share, or bring more {more}"
+        for part, place in places.items()
+        if not len(place)
     ]
-    problems += _crossing(features, places)
     if problems:
         raise DataError(name, problems)
-    train = features.take(places["train"])
-    schema: base.Schema
-    try:
-        if rows.images is not None:
-            schema = ImageSchema.learn(train, value_range=value_range)
-        else:
-            schema = TableSchema.learn(train, categorical=tuple(categorical))
+    problems = _crossing(features, places)
+    schema, more_problems = _learn(features.take(places["train"]), tuple(categorical), value_range)
+    problems += more_problems
+    if schema is not None:
         # The schema knows the training rows only: values that just the other splits have come to light here.
-        schema.require(features, name)
-    except DataError as error:
-        raise DataError(name, list(error.problems)) from None
+        problems += schema.problems(features)
+    if problems or schema is None:
+        raise DataError(name, problems)
 
     ids = rows.frame[identifier].to_numpy() if identifier else np.arange(len(rows))
+    groups = None if group is None else base.as_text(rows.frame[group]).to_numpy(dtype=object)
     is_normal = None if normal is None or y is None else np.isin(y.astype(str), list(normal))
     splits = {}
     for part, place in places.items():
@@ -91,23 +89,57 @@ def prepare(
             None if y is None else y[place],
             None if is_normal is None else is_normal[place],
             ids[place],
+            None if groups is None else groups[place],
         )
     return Dataset(name, schema, notes=tuple(notes), **splits)
 
 
-def _features(rows: formats.Rows, aside: Sequence[str]) -> formats.Rows:
+def _learn(
+    train: formats.Rows, categorical: tuple[str, ...], value_range: tuple[float, float] | None
+) -> tuple[base.Schema | None, list[str]]:
+    """Return the schema, as far as there is one, and what is wrong."""
+    if train.images is None:
+        return TableSchema.examine(train, categorical=categorical)
+    try:
+        return ImageSchema.learn(train, value_range=value_range), []
+    except DataError as error:
+        return None, list(error.problems)
+
+
+def _features(rows: formats.Rows, aside: Sequence[str | None]) -> formats.Rows:
     """The rows without what is no feature: for images, everything beside them."""
-    frame = rows.frame[[]] if rows.images is not None else rows.frame.drop(columns=list(aside))
-    return formats.Rows(frame, rows.images)
+    columns = [] if rows.images is not None else [c for c in rows.frame if c not in aside]
+    return formats.Rows(rows.frame[columns], rows.images)
+
+
+def _first_of_equals(features: formats.Rows) -> np.ndarray:
+    return np.flatnonzero(~pd.Series(_fingerprints(features)).duplicated().to_numpy())
 
 
 def training_rows(
-    rows: formats.Rows, *, label: str | None, group: str | None, validation: float, test: float, seed: int
+    rows: formats.Rows,
+    *,
+    label: str | None,
+    identifier: str | None,
+    group: str | None,
+    drop: Sequence[str],
+    duplicates: str,
+    validation: float,
+    test: float,
+    seed: int,
 ) -> formats.Rows:
-    """Return the raw rows of the training split, which is all that a profile of the data may look at."""
+    """Return the raw rows that `prepare` trains on, which is all that a profile of the data may look at."""
+    if duplicates == "drop":
+        rows = rows.take(_first_of_equals(_features(rows, (label, identifier, group, *drop))))
+    return rows.take(_places(rows, label, group, validation=validation, test=test, seed=seed)["train"])
+
+
+def _places(
+    rows: formats.Rows, label: str | None, group: str | None, *, validation: float, test: float, seed: int
+) -> dict[str, np.ndarray]:
     y = None if label is None else base.as_text(rows.frame[label]).to_numpy(dtype=object)
-    groups = None if group is None else rows.frame[group].astype(str).to_numpy()
-    return rows.take(split(len(rows), y, groups, validation=validation, test=test, seed=seed)["train"])
+    groups = None if group is None else base.as_text(rows.frame[group]).to_numpy(dtype=object)
+    return split(len(rows), y, groups, validation=validation, test=test, seed=seed)
 
 
 def split(
@@ -121,13 +153,14 @@ def split(
 ) -> dict[str, np.ndarray]:
     """Return the sorted row positions of "train", "validation" and "test".
 
-    Rows are laid out by label, in random order within each, and every split takes its share in even steps along that
-    line (systematic sampling), so that each label is in each split in proportion, to within one row. With groups,
-    whole groups are laid out in random order instead.
+    Rows are laid out by label, in random order within each. The test split takes its share in even steps along that
+    line (systematic sampling), then the validation split from what is left: each label is in the test split in
+    proportion to within one row, and in the others to within two. With groups, whole groups are laid out in random
+    order instead, and labels fall as they may.
     """
     generator = np.random.default_rng(seed)
     if groups is not None:
-        names, member = np.unique(groups, return_inverse=True)
+        names, member = np.unique(groups.astype(str), return_inverse=True)
         order = generator.permutation(len(names))
         part = np.empty(len(names), int)
         part[order] = _deal(len(names), validation, test, generator)
@@ -155,14 +188,19 @@ def _fingerprints(features: formats.Rows) -> np.ndarray:
     if features.images is not None:
         flat = np.ascontiguousarray(features.images.reshape(len(features), -1))
         return np.array([hashlib.sha256(row.tobytes()).hexdigest() for row in flat])
-    first = pd.util.hash_pandas_object(features.frame, index=False).astype(str)
+    # What is no number, text or truth value is refused later; pandas cannot hash lists and the like.
+    frame = features.frame.apply(lambda values: values if base.kind_of(values) else values.map(repr))
     # 64 bits collide among billions of rows; two different keys make 128.
-    second = pd.util.hash_pandas_object(features.frame, index=False, hash_key="sevenfold-rows-2").astype(str)
-    return (first + second).to_numpy()
+    halves = [
+        pd.util.hash_pandas_object(frame, index=False, hash_key=key) for key in ("sevenfold-rows-1", "sevenfold-rows-2")
+    ]
+    return (halves[0].astype(str) + halves[1].astype(str)).to_numpy()
 
 
 def _crossing(features: formats.Rows, places: dict[str, np.ndarray]) -> list[str]:
     """Count the rows whose values are also in an earlier split."""
+    if features.images is None and not len(features.frame.columns):
+        return []  # without features all rows are equal, which says nothing
     prints = _fingerprints(features)
     seen: dict[str, set[str]] = {part: set(prints[place]) for part, place in places.items()}
     found = []
@@ -195,6 +233,10 @@ def _column_problems(
                 found.append(
                     f"`{role}` names column {name!r}, which is not there; there are: {', '.join(known) or 'none'}"
                 )
+    if group in frame.columns and (gaps := frame[group].isna()).any():
+        found.append(
+            f"group {group!r} has {gaps.sum()} gaps (first: row {gaps.idxmax()}); expected a group in each row; fill them"
+        )
     if label in frame.columns:
         y = base.as_text(frame[label])
         if y.isna().any():

@@ -1,10 +1,12 @@
 """The model registry, which is MLflow's: publish, promote, champion. The one file that talks to MLflow."""
 
 import importlib.metadata
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,15 +17,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from sevenfold import bundles, files
+from sevenfold import bundles, files, modules
 from sevenfold.bundles import Bundle, BundleError
 from sevenfold.datasets.base import ImageSchema, Schema, TableSchema
 from sevenfold.workspace import Workspace
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities.model_registry import RegisteredModel
 
 CHAMPION, CHALLENGER = "champion", "challenger"
+
+_NOT_THERE = frozenset({"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"})
+"""How MLflow answers to a name, alias or version that does not exist, or that none can have."""
 
 _SERVING = ("mlflow", "numpy", "pandas", "pyarrow", "pydantic", "safetensors", "scikit-learn", "scipy", "torch")
 """What a published model needs beside its own code."""
@@ -62,21 +68,63 @@ def initialise(workspace: Workspace) -> None:
     database = Path(uri.removeprefix("sqlite:///"))
     mark = database.with_name(f"{database.name}.version")
     current = importlib.metadata.version("mlflow")
-    if database.exists() and mark.exists() and mark.read_text() == current:
+
+    def ready() -> bool:
+        return database.exists() and mark.exists() and mark.read_text() == current
+
+    if ready():
         return
     with workspace.lock("mlflow"):
-        database.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        command = [sys.executable, "-m", "mlflow", "db", "upgrade", uri]
-        done = subprocess.run(command, env=workspace.environment(), capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise RuntimeError(f"`mlflow db upgrade {uri}` failed: {done.stderr.strip()[-500:]}")
-        database.chmod(0o600)
+        if ready():  # another process was first
+            return
+        if database.exists():
+            _upgrade(workspace, database)
+        else:
+            # A new one is made beside its place: a kill halfway would leave tables that no upgrade mends.
+            with files.whole(database) as draft:
+                _upgrade(workspace, draft)
         files.write_text(mark, current)
+
+
+def _upgrade(workspace: Workspace, database: Path) -> None:
+    command = [sys.executable, "-m", "mlflow", "db", "upgrade", f"sqlite:///{database}"]
+    done = subprocess.run(command, env=workspace.environment(), capture_output=True, text=True, check=False)
+    if done.returncode:
+        # Alembic's errors end with the statement that failed and a link.
+        lines = [line for line in done.stderr.splitlines() if line.strip() and not line.startswith(("[SQL", "(Backgr"))]
+        last = lines[-1] if lines else "no message"
+        raise RuntimeError(
+            f"MLflow cannot set up {database}: {last}; `sevenfold doctor` looks at it; restore it from a backup, or move it "
+            "away to begin a new one"
+        )
+    database.chmod(0o600)
+
+
+def server_command(workspace: Workspace, *, host: str, port: int) -> list[str]:
+    """Return the command of a server that shows the workspace's own database and artifacts."""
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", workspace.tracking_uri]
+    command += ["--artifacts-destination", str(workspace.model_artifacts), "--workers", "1"]
+    return [*command, "--host", host, "--port", str(port)]
+
+
+def may_pass(error: object) -> bool:
+    """Say whether an error is trouble on the way to the tracking server, which may be over a little later."""
+    import requests
+    from mlflow.exceptions import MlflowException
+
+    if isinstance(error, MlflowException):
+        return error.error_code in {"TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED"} or "API request to" in str(
+            error
+        )
+    return isinstance(error, (requests.ConnectionError, requests.Timeout, ConnectionError, TimeoutError))
 
 
 def _client(workspace: Workspace) -> "MlflowClient":
     import mlflow
 
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # this part of MLflow warns of itself while it is imported
+        import mlflow.pyfunc
     mlflow.set_tracking_uri(workspace.tracking_uri)
     mlflow.set_registry_uri(workspace.tracking_uri)
     return mlflow.MlflowClient()
@@ -96,7 +144,7 @@ def publish(
 ) -> tuple[Version, bool]:
     """Register a bundle as a version of `name`, and say whether it is a new one.
 
-    The same digest is published once: a second call returns the version there is.
+    The same digest is published once: a second call returns the version there is, as long as its files are whole.
 
     Args:
         folder: the bundle.
@@ -114,9 +162,9 @@ def publish(
     digest = bundles.digest(folder)
     client = _client(workspace)
     with workspace.lock(f"publish-{name}"):
-        for found in versions(workspace, name):
-            if found.digest == digest:
-                return found, False
+        found = find(workspace, name, digest)
+        if found is not None:
+            return found, False
         experiment = client.get_experiment_by_name(name)
         if experiment is None:
             location = str(workspace.model_artifacts) if workspace.tracking_uri.startswith("sqlite:///") else None
@@ -125,7 +173,7 @@ def publish(
             identifier = experiment.experiment_id
         every_tag = {k: str(v) for k, v in tags.items()} | {"digest": digest}
         with mlflow.start_run(
-            experiment_id=identifier, run_name=tags["candidate"], tags=every_tag, description=description
+            experiment_id=identifier, run_name=bundle.origin["candidate"], tags=every_tag, description=description
         ) as run:
             mlflow.log_params({k: str(v)[:6000] for k, v in _flattened(params).items()})
             mlflow.log_metrics(dict(metrics))
@@ -137,12 +185,12 @@ def publish(
             mlflow.log_input(data, context="training")
             for artifact in artifacts:
                 mlflow.log_artifact(str(artifact))
-            package = Path(__file__).parent
-            with _clean_copy(package, workspace) as code:
+            with _clean_copies(folder, workspace) as (code, copy), warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)  # MLflow's use of pandas
                 made = mlflow.pyfunc.log_model(
                     name="model",
-                    python_model=str(package / "served_model.py"),
-                    artifacts={"bundle": str(folder)},
+                    python_model=str(code / "served_model.py"),
+                    artifacts={"bundle": str(copy)},
                     code_paths=[str(code)],
                     signature=signature(bundle),
                     input_example=_example(bundle),
@@ -158,7 +206,7 @@ def publish(
         version = client.create_model_version(
             name, made.model_uri, run.info.run_id, tags=every_tag, description=description, model_id=made.model_id
         )
-        return _version(client.get_model_version(name, version.version)), True
+        return _version(version, []), True
 
 
 def _plain_version(package: str) -> str:
@@ -167,14 +215,18 @@ def _plain_version(package: str) -> str:
 
 
 @contextmanager
-def _clean_copy(package: Path, workspace: Workspace) -> Iterator[Path]:
-    """Give a copy of the package without caches, so that a model's code holds no byte of some interpreter."""
+def _clean_copies(folder: Path, workspace: Workspace) -> Iterator[tuple[Path, Path]]:
+    """Give copies of this package and of the bundle, for MLflow to take."""
     room = workspace.private / "code"
-    room.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with tempfile.TemporaryDirectory(dir=room) as folder:
-        target = Path(folder) / package.name
-        shutil.copytree(package, target, ignore=shutil.ignore_patterns("__pycache__"))
-        yield target
+    room.mkdir(exist_ok=True, mode=0o700)
+    with tempfile.TemporaryDirectory(dir=room) as place:
+        package = Path(__file__).parent
+        # MLflow keeps the names of what it is given, and `bundle_folder` looks for this one.
+        code, bundle = Path(place) / package.name, Path(place) / "bundle"
+        # Without caches, so that a model's code holds no byte of some interpreter.
+        shutil.copytree(package, code, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(folder, bundle)
+        yield code, bundle
 
 
 def _log_curves(client: "MlflowClient", run_id: str, curves: pd.DataFrame) -> None:
@@ -220,6 +272,7 @@ def signature(bundle: Bundle) -> Any:
 def _input_schema(schema: Schema) -> Any:
     from mlflow.types import ColSpec, DataType, TensorSpec
     from mlflow.types import Schema as Inputs
+    from mlflow.types.schema import AnyType
 
     if isinstance(schema, ImageSchema):
         channels, height, width = schema.shape
@@ -230,41 +283,78 @@ def _input_schema(schema: Schema) -> Any:
     def kind(dtype: str) -> DataType:
         return DataType.long if np.dtype(dtype).kind in "iu" else DataType.double
 
+    other = AnyType()  # type: ignore[no-untyped-call]  # categories may be text, numbers or booleans
     return Inputs(
-        [
-            ColSpec(kind(c.dtype) if c.kind == "numeric" else DataType.string, c.name, required=not c.gaps)
-            for c in schema.columns
-        ]
+        [ColSpec(kind(c.dtype) if c.kind == "numeric" else other, c.name, required=not c.gaps) for c in schema.columns]
     )
 
 
 def versions(workspace: Workspace, name: str | None = None) -> list[Version]:
-    """Return every version of a registered model, or of all of them, in order."""
+    """Return every version of a registered model, or of all of them, in order; none where there is no such model."""
     client = _client(workspace)
-    names = [name] if name else [m.name for m in client.search_registered_models()]
-    found = [v for n in names for v in client.search_model_versions(f"name='{n}'")]
-    # The search leaves aliases out.
-    return sorted(
-        (_version(client.get_model_version(v.name, v.version)) for v in found), key=lambda v: (v.name, v.number)
-    )
+    found = []
+    for model in _registered(client, name):
+        aliases: dict[int, list[str]] = {}  # the search for versions leaves them out
+        for alias, number in sorted(model.aliases.items()):
+            aliases.setdefault(int(number), []).append(alias)
+        for version in client.search_model_versions(f"name='{model.name}'"):
+            found.append(_version(version, aliases.get(int(version.version), [])))
+    return sorted(found, key=lambda v: (v.name, v.number))
 
 
-def _version(found: Any) -> Version:
+def find(workspace: Workspace, name: str, digest: str) -> Version | None:
+    """Return the version of a registered model whose bundle has this digest and still loads, or None."""
+    for version in versions(workspace, name):
+        if version.digest == digest:
+            try:
+                bundles.load(bundle_folder(workspace, version), expected=digest)
+            except (BundleError, FileNotFoundError):
+                continue
+            return version
+    return None
+
+
+def _registered(client: "MlflowClient", name: str | None) -> "list[RegisteredModel]":
+    """Return the registered model of this name, if there is one, or all of them."""
+    import mlflow
+
+    if name is not None:
+        try:
+            return [client.get_registered_model(name)]
+        except mlflow.exceptions.MlflowException as error:
+            if error.error_code in _NOT_THERE:
+                return []
+            raise
+    found: list[RegisteredModel] = []
+    token = None
+    while True:
+        page = client.search_registered_models(page_token=token)
+        found += page
+        token = page.token
+        if not token:
+            return found
+
+
+def _version(found: Any, aliases: Sequence[str]) -> Version:
     tags = dict(found.tags)
-    return Version(
-        found.name, int(found.version), tags.get("digest", ""), tuple(found.aliases), tags, found.run_id or ""
-    )
+    return Version(found.name, int(found.version), tags.get("digest", ""), tuple(aliases), tags, found.run_id or "")
+
+
+def _reread(client: "MlflowClient", version: Version) -> Version:
+    found = client.get_model_version(version.name, str(version.number))
+    return _version(found, sorted(found.aliases))
 
 
 def by_alias(workspace: Workspace, name: str, alias: str) -> Version | None:
     import mlflow
 
     try:
-        return _version(_client(workspace).get_model_version_by_alias(name, alias))
+        found = _client(workspace).get_model_version_by_alias(name, alias)
     except mlflow.exceptions.MlflowException as error:
-        if error.error_code in {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}:
+        if error.error_code in _NOT_THERE:
             return None
         raise
+    return _version(found, sorted(found.aliases))
 
 
 def champion(workspace: Workspace, name: str) -> Version | None:
@@ -273,14 +363,21 @@ def champion(workspace: Workspace, name: str) -> Version | None:
 
 
 def challenge(workspace: Workspace, version: Version) -> None:
-    """Mark a version as the one that was last published without passing the gate."""
+    """Mark a version as the one that last did not pass the gate."""
     _client(workspace).set_registered_model_alias(version.name, CHALLENGER, str(version.number))
+
+
+def annotate(workspace: Workspace, version: Version, tags: Mapping[str, str]) -> None:
+    """Write tags of a version, over those of the same name."""
+    client = _client(workspace)
+    for key, value in tags.items():
+        client.set_model_version_tag(version.name, str(version.number), key, value)
 
 
 def promote(workspace: Workspace, version: Version, *, reasons: Sequence[str]) -> Version:
     """Make a version the champion: verify its bundle, tag it, set the alias, and load it through the alias.
 
-    If the last step fails, the alias is what it was before.
+    If that fails, alias and tags are what they were before.
 
     Raises:
         BundleError: the bundle does not load, or its digest is not the version's.
@@ -288,16 +385,16 @@ def promote(workspace: Workspace, version: Version, *, reasons: Sequence[str]) -
     client = _client(workspace)
     with workspace.lock("promotion"):
         bundles.load(bundle_folder(workspace, version), expected=version.digest)
+        tags = _reread(client, version).tags
         before = champion(workspace, version.name)
         story = {
             "promoted_at": datetime.now(UTC).isoformat(timespec="seconds"),
             "promoted_over": before.label if before else "none",
             "promoted_because": "; ".join(reasons)[:5000],
         }
-        for key, value in story.items():
-            client.set_model_version_tag(version.name, str(version.number), key, value)
-        client.set_registered_model_alias(version.name, CHAMPION, str(version.number))
         try:
+            annotate(workspace, version, story)
+            client.set_registered_model_alias(version.name, CHAMPION, str(version.number))
             resolved = resolve(workspace, f"{version.name}@{CHAMPION}")
             bundles.load(resolved.folder, expected=version.digest)
         except BaseException:
@@ -305,11 +402,14 @@ def promote(workspace: Workspace, version: Version, *, reasons: Sequence[str]) -
                 client.delete_registered_model_alias(version.name, CHAMPION)
             else:
                 client.set_registered_model_alias(version.name, CHAMPION, str(before.number))
+            for key in story.keys() - tags.keys():
+                client.delete_model_version_tag(version.name, str(version.number), key)
+            annotate(workspace, version, {key: tags[key] for key in story.keys() & tags.keys()})
             raise
         challenger = by_alias(workspace, version.name, CHALLENGER)
         if challenger is not None and challenger.number == version.number:
             client.delete_registered_model_alias(version.name, CHALLENGER)
-    return _version(client.get_model_version(version.name, str(version.number)))
+        return _reread(client, version)
 
 
 def bundle_folder(workspace: Workspace, version: Version) -> Path:
@@ -334,30 +434,33 @@ def resolve(workspace: Workspace, model: str) -> Resolved:
         LookupError: there is no such model, version or champion; the message says what there is.
     """
     folder = Path(model)
-    if folder.is_dir():
+    # A folder that only shares its name with a model, such as the results of an earlier job, is not meant.
+    if any((folder / name).exists() for name in bundles.FILES):
         return Resolved(folder, str(folder), bundles.digest(folder))
+    form = re.fullmatch(r"(?P<name>[^@/]+)(@(?P<alias>[^@/]+)|/(?P<number>[0-9]+))?", model)
+    if form is None:
+        raise LookupError(
+            f"{model!r} is no bundle's folder and no model's name; expected NAME, NAME@ALIAS, NAME/VERSION, or a folder with "
+            f"{', '.join(bundles.FILES)}"
+        )
     initialise(workspace)
-    name, _, number = model.partition("/")
-    name, _, alias = name.partition("@")
-    known = versions(workspace, name) if _is_registered(workspace, name) else []
+    name, alias, number = form["name"], form["alias"], form["number"]
+    known = versions(workspace, name)
     if not known:
         others = sorted({v.name for v in versions(workspace)})
         raise LookupError(
-            f"no model {name!r} and no folder of that name; registered are: {', '.join(others) or 'none'}; "
-            "run `sevenfold run` first"
+            f"no model {name!r}{modules.meant(name, others)} and no bundle's folder of that name; registered are: "
+            f"{', '.join(others) or 'none'}; `sevenfold run` makes them"
         )
-    if number:
-        chosen = [v for v in known if str(v.number) == number]
-        if not chosen:
-            raise LookupError(f"{name} has no version {number}; there are: {', '.join(str(v.number) for v in known)}")
-    else:
-        chosen = [v for v in known if (alias or CHAMPION) in v.aliases]
-        if not chosen:
-            latest = known[-1]
-            hint = f"{latest.label} is published but did not pass the gate; name it to use it all the same"
-            raise LookupError(f"{name} has no {alias or CHAMPION} yet; {hint}, or run `sevenfold run`")
+    chosen = [v for v in known if (v.number == int(number) if number else (alias or CHAMPION) in v.aliases)]
+    if not chosen:
+        there = ", ".join(v.label + "".join(f" ({a})" for a in v.aliases) for v in known)
+        if number:
+            raise LookupError(f"{name} has no version {number}; there are: {there}")
+        if alias not in {None, CHAMPION}:
+            raise LookupError(f"{name} has no version with the alias {alias!r}; there are: {there}")
+        raise LookupError(
+            f"{name} has no champion yet: no version passed the gate; name one to use it all the same ({there}), or run "
+            "`sevenfold run` for a better one"
+        )
     return Resolved(bundle_folder(workspace, chosen[0]), chosen[0].label, chosen[0].digest)
-
-
-def _is_registered(workspace: Workspace, name: str) -> bool:
-    return any(m.name == name for m in _client(workspace).search_registered_models(f"name='{name}'"))

@@ -76,9 +76,9 @@ def _overview(contests: Sequence[Contest]) -> str:
         ("data set", ""),
         ("application", ""),
         ("winner", ""),
-        ("its number", "n"),
+        ("winner's number", "n"),
         ("best rival", ""),
-        ("its number", "n"),
+        ("rival's number", "n"),
         ("verdict", ""),
     ]
     return _table(head, rows) if rows else "<p>No contest has a result.</p>"
@@ -87,21 +87,21 @@ def _overview(contests: Sequence[Contest]) -> str:
 def _data(verdicts: Mapping[str, Mapping[str, Any]]) -> str:
     rows = []
     for name, verdict in verdicts.items():
-        failed = [e for e in verdict["expectations"] if not e["success"]]
-        warnings = f"{len(failed)} failed" if failed else "none failed"
+        failed = sum(not e["success"] for e in verdict["expectations"])
         tone = "good" if verdict["passed"] else "bad"
         rows.append(
             f"<tr>{_cell(name)}{_cell('passed' if verdict['passed'] else 'failed', tone)}{_cell(str(verdict['rows']), 'n')}"
-            f"{_cell(str(len(verdict['expectations'])), 'n')}{_cell(warnings)}</tr>"
+            f"{_cell(str(len(verdict['expectations'])), 'n')}{_cell(str(failed), 'n')}</tr>"
         )
-    head = [("data set", ""), ("validation", ""), ("rows", "n"), ("expectations", "n"), ("", "")]
+    head = [("data set", ""), ("validation", ""), ("rows", "n"), ("expectations", "n"), ("not met", "n")]
     return f"<h2>Data</h2>{_table(head, rows)}" if rows else ""
 
 
 def _contest(contest: Contest, curves: Mapping[str, pd.DataFrame]) -> str:
     everyone = {**contest.candidates, **contest.rivals}
-    names = sorted(everyone, key=lambda n: (-contest.score(n), n))
     extra = sorted({m for j in everyone.values() for m in j.test.metrics} - {contest.primary})
+    head = [("name", ""), ("kind", ""), *((m.replace("_", " "), "n") for m in [contest.primary, *extra])]
+    names = sorted(everyone, key=lambda n: (-contest.score(n), n))
     rows = []
     for name in names:
         kind = "autoencoder" if name in contest.candidates else "rival"
@@ -111,12 +111,12 @@ def _contest(contest: Contest, curves: Mapping[str, pd.DataFrame]) -> str:
         rows.append(
             f"<tr class='chosen'>{''.join(cells)}</tr>" if name == contest.chosen else f"<tr>{''.join(cells)}</tr>"
         )
-    head = [("name", ""), ("kind", ""), *((m.replace("_", " "), "n") for m in [contest.primary, *extra])]
-    missing = "".join(f"<li>{html.escape(n)}: {html.escape(reason)}</li>" for n, reason in contest.missing.items())
-    missing = f"<p>Without a result:</p><ul>{missing}</ul>" if missing else ""
+    for name, reason in contest.missing.items():
+        why = html.escape(f"no result: {reason}")
+        rows.append(f"<tr>{_cell(name)}<td class='wrap bad' colspan='{len(head) - 1}'>{why}</td></tr>")
     heading = f"{contest.dataset}: {contest.application}"
     verdict = html.escape(contest.verdict)
-    return f"<h2>{html.escape(heading)}</h2><p>{verdict}.</p>{_table(head, rows)}{missing}{_curves(contest, curves)}"
+    return f"<h2>{html.escape(heading)}</h2><p>{verdict}.</p>{_table(head, rows)}{_curves(contest, curves)}"
 
 
 def _curves(contest: Contest, curves: Mapping[str, pd.DataFrame]) -> str:
@@ -133,7 +133,8 @@ def _curves(contest: Contest, curves: Mapping[str, pd.DataFrame]) -> str:
         axes = figure.subplots()
         for name, curve in curves.items():
             axes.plot(curve["epoch"], curve["validation_loss"], label=name, linewidth=1.2)
-        axes.set(xlabel="epoch", ylabel="validation loss", yscale="log")
+        positive = all((curve["validation_loss"] > 0).all() for curve in curves.values())
+        axes.set(xlabel="epoch", ylabel="validation loss", yscale="log" if positive else "linear")
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False)
         out = io.StringIO()

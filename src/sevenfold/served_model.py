@@ -25,7 +25,7 @@ class ServedBundle(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined,misc
         else:
             images = np.asarray(model_input)
             rows = formats.Rows(pd.DataFrame(index=pd.RangeIndex(len(images))), images)
-        return operations.get(operation)(self._bundle, rows)
+        return operations.get(operation, self._bundle)(self._bundle, rows)
 
 
 mlflow.models.set_model(ServedBundle())

@@ -101,10 +101,13 @@ def prepare(workspace: Workspace, dataset: str) -> None:
 def application(settings: Params, dataset: str, name: str) -> Application:
     """Return an application with its options for a data set, not yet calibrated."""
     kind: Any = modules.member("applications", name, Application)
-    options = settings.applications[dataset][name]
-    if problems := modules.option_problems(kind, options, of=f"applications.{dataset}.{name}"):
+    options, place = settings.applications[dataset][name], f"applications.{dataset}.{name}"
+    if problems := modules.option_problems(kind, options, of=place):
         raise ValueError("; ".join(problems))
-    made: Application = kind(**options)
+    try:
+        made: Application = kind(**options)
+    except ValueError as error:
+        raise ValueError(f"{place}: {error}") from None
     return made
 
 
@@ -148,10 +151,13 @@ def train(workspace: Workspace, candidate: str) -> None:
         device=_device(),
         on_epoch=show,
     )
+    show.close()
     bundles.save_model(workspace.candidate(candidate), spec, model)
     files.write_text(workspace.history(candidate), history.to_csv())
     best = history.best
-    print(f"{candidate}: {len(history.epochs)} epochs, best validation loss {best.loss:.6g} in epoch {best.number}")
+    count = len(history.epochs)
+    how = "in closed form" if count == 1 else f"{count} epochs, the best of them {best.number}"
+    print(f"{candidate}: {how}, validation loss {best.loss:.6g}")
 
 
 def _device() -> str:
@@ -161,7 +167,7 @@ def _device() -> str:
 
 
 class _Progress:
-    """Shows a training's epochs: one line that stays on a terminal, a line now and then in a log."""
+    """Shows a training's epochs: one line that stays on a terminal, a line every few seconds in a log."""
 
     def __init__(self, candidate: str, epochs: int) -> None:
         self._candidate, self._epochs = candidate, epochs
@@ -172,7 +178,7 @@ class _Progress:
     def __call__(self, epoch: training.Epoch) -> None:
         self._seconds += epoch.seconds
         last = epoch.number == self._epochs
-        if self._seconds - self._shown < (0.1 if self._terminal else 2.0) and not (last or epoch.number == 1):
+        if self._seconds - self._shown < (0.1 if self._terminal else 5.0) and not last:
             return
         self._shown = self._seconds
         left = self._seconds / epoch.number * (self._epochs - epoch.number)
@@ -183,9 +189,14 @@ class _Progress:
             f"{rate:,.0f} rows/s, at most {left:.0f} s left"
         )
         if self._terminal:
-            print(f"\r{line:<110}", end="\n" if last else "", flush=True)
+            print(f"\r{line:<110}", end="", flush=True)
         else:
             print(line, flush=True)
+
+    def close(self) -> None:
+        """Leave the line that stays."""
+        if self._terminal and self._shown:
+            print()
 
 
 def evaluate(workspace: Workspace, candidate: str) -> None:
@@ -302,7 +313,17 @@ def run(workspace: Workspace, stage: str, subject: str | None) -> None:
 
 
 def problems(workspace: Workspace, settings: Params) -> list[str]:
-    """Return everything in params.yaml that only the code of variants, sources and applications can tell is wrong."""
+    """Return everything in sound params that only the code of sources, applications and variants can tell is wrong."""
+    if found := _option_problems(settings):
+        return found
+    try:
+        return _suitability(workspace, settings)
+    except ValueError as error:  # an option out of its application's range
+        return [str(error)]
+
+
+def _option_problems(settings: Params) -> list[str]:
+    """Return what is wrong with the options of sources, applications and variants, as their signatures tell."""
     found = []
     for name, entry in settings.fetch.items():
         found += modules.option_problems(modules.load("datasets", name).fetch, entry.options, of=f"fetch.{name}")
@@ -315,7 +336,7 @@ def problems(workspace: Workspace, settings: Params) -> list[str]:
         found += [
             f"candidates.{name}: {p}" for p in ModelSpec(candidate.variant, (1,), dict(candidate.options)).problems()
         ]
-    return found or _suitability(workspace, settings)
+    return found
 
 
 def _suitability(workspace: Workspace, settings: Params) -> list[str]:
@@ -325,6 +346,8 @@ def _suitability(workspace: Workspace, settings: Params) -> list[str]:
         dataset = settings.datasets[candidate.dataset]
         for wanted in candidate.applications:
             contest = application(settings, candidate.dataset, wanted)
+            if name in contest.rivals():
+                found.append(f"candidates.{name}: {wanted} has a rival of this name; choose another name")
             code = int(candidate.options.get("code", 0))
             images = _holds_images(workspace.root / dataset.path)
             reason = contest.unsuited(
@@ -355,7 +378,7 @@ def check(workspace: Workspace) -> Params:
     Raises:
         ParamsError: with every problem found.
     """
-    settings = params.load(workspace.params)
-    if found := problems(workspace, settings):
+    settings, found = params.examine(workspace.params)
+    if found := found + _option_problems(settings) if found else problems(workspace, settings):
         raise params.ParamsError(workspace.params, found)
     return settings

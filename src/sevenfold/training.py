@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -104,7 +103,7 @@ def fit(
         on_epoch: called after each epoch, to show progress.
 
     Raises:
-        ValueError: there are fewer training rows than code values.
+        ValueError: there are fewer training rows than code values, or no validation rows.
         DivergenceError: a loss was not finite; the message names the step, the term and the learning rate.
     """
     # Before the model is built: its weights are random too.
@@ -115,15 +114,21 @@ def fit(
             f"{len(train)} training rows for a code of {model.code}; expected at least as many rows as code values; "
             "give more rows or a smaller `code`"
         )
+    if not len(validation):
+        raise ValueError(
+            "no validation rows; expected at least one, to tell the best epoch by; give the split a larger share, or "
+            "mend the data set's `normal` where only normal rows count"
+        )
     threads = torch.get_num_threads()
     torch.set_num_threads(settings.threads)
     try:
         model = model.to(device)
         x, observed = _resident(train, device)
         held_out = _resident(validation, device)
+        start = time.perf_counter()
         model.prepare(x, observed)
         if not any(p.requires_grad for p in model.parameters()):
-            history = History((_closed_form(model, (x, observed), held_out, len(train)),))
+            history = _closed_form(model, x, observed, held_out, start)
             on_epoch(history.epochs[0])
         else:
             history = _descend(model, x, observed, held_out, settings, on_epoch)
@@ -137,10 +142,12 @@ def _resident(split: Split, device: str) -> tuple[Tensor, Tensor | None]:
     return x, None if split.observed is None else torch.from_numpy(np.array(split.observed)).to(device)
 
 
-def _closed_form(model: Autoencoder, train: Any, validation: Any, rows: int) -> Epoch:
-    start = time.perf_counter()
-    fitted, held_out = _mean_losses(model, *train), _mean_losses(model, *validation)
-    return Epoch(1, 0.0, fitted, held_out, True, time.perf_counter() - start, rows)
+def _closed_form(
+    model: Autoencoder, x: Tensor, observed: Tensor | None, held_out: tuple[Tensor, Tensor | None], start: float
+) -> History:
+    fitted, found = _mean_losses(model, x, observed), _mean_losses(model, *held_out)
+    _require_finite(fitted | {f"validation {n}": v for n, v in found.items()}, "in closed form")
+    return History((Epoch(1, 0.0, fitted, found, True, time.perf_counter() - start, len(x)),))
 
 
 def _descend(
@@ -164,29 +171,28 @@ def _descend(
     for number in range(1, settings.epochs + 1):
         start = time.perf_counter()
         model.train()
-        sums: dict[str, Tensor] = {}
-        order = torch.randperm(len(x)).to(x.device)
-        for rows in torch.split(order, size):
+        taken: list[Tensor] = []
+        batches = torch.split(torch.randperm(len(x)).to(x.device), size)
+        for rows in batches:
             losses = model.losses(x[rows], None if observed is None else observed[rows])
-            loss = torch.stack(list(losses.values())).sum()
+            values = torch.stack(list(losses.values()))
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
+            values.sum().backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(model.parameters(), settings.gradient_clip)
             optimizer.step()
             schedule.step()
-            step += 1
-            for name, value in losses.items():
-                sums[name] = sums.get(name, torch.zeros((), device=x.device)) + value.detach() * len(rows)
-        rate = float(schedule.get_last_lr()[0])
+            taken.append(values.detach())
         # One look at the device per epoch, not per step: each look waits for it.
-        fitted = {name: float(value) / len(x) for name, value in sums.items()}
+        table = torch.stack(taken).double().cpu()  # (steps, terms)
+        for terms in table.tolist():
+            rate = settings.learning_rate * _rate(step, steps, settings.warmup)
+            step += 1
+            place = f"step {step} (epoch {number}, learning rate {rate:.2g})"
+            _require_finite(dict(zip(losses, terms, strict=True)), f"in {place}")
+        sizes = torch.tensor([len(rows) for rows in batches], dtype=torch.double)
+        fitted = dict(zip(losses, (sizes @ table / len(x)).tolist(), strict=True))
         found = _mean_losses(model, *held_out)
-        for term, mean in {**fitted, **{f"validation {n}": v for n, v in found.items()}}.items():
-            if not math.isfinite(mean):
-                raise DivergenceError(
-                    f"loss term {term!r} is {mean} after step {step} (epoch {number}, learning rate {rate:.2g}); expected a "
-                    "finite number; lower `learning_rate`, or look for extreme values in the data"
-                )
+        _require_finite({f"validation {n}": v for n, v in found.items()}, f"after {place}")
         total = sum(found.values())
         better = total < best_loss
         if better:
@@ -209,6 +215,15 @@ def _rate(step: int, steps: int, warmup: float) -> float:
         return (step + 1) / rising
     done = (step - rising) / max(1, steps - rising)
     return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+
+
+def _require_finite(losses: dict[str, float], where: str) -> None:
+    for term, value in losses.items():
+        if not math.isfinite(value):
+            raise DivergenceError(
+                f"loss term {term!r} is {value} {where}; expected a finite number; lower `learning_rate`, or look for "
+                "extreme values in the data"
+            )
 
 
 def _mean_losses(model: Autoencoder, x: Tensor, observed: Tensor | None) -> dict[str, float]:

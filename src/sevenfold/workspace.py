@@ -100,16 +100,17 @@ class Workspace:
 
     def lock(self, name: str, *, timeout: float = -1) -> filelock.BaseFileLock:
         """Return a lock that the kernel releases when its holder dies; `timeout` in seconds, -1 waits for ever."""
-        self.locks.mkdir(parents=True, exist_ok=True)
+        for folder in (self.private, self.locks):
+            folder.mkdir(exist_ok=True, mode=0o700)
         return filelock.FileLock(self.locks / f"{name}.lock", timeout=timeout)
 
     def environment(self) -> dict[str, str]:
         """Return the variables that every process of this workspace runs with.
 
-        What the user has set stays as it is, with one exception: no model is ever loaded by unpickling.
+        What the user has set stays as it is, except that every process works on this workspace, and that no model is
+        ever loaded by unpickling.
         """
         ours = {
-            "SEVENFOLD_WORKSPACE": str(self.root),
             "DO_NOT_TRACK": "true",
             "DVC_NO_ANALYTICS": "1",
             # DVC's shared cache folder holds pickles that other users of the machine could plant (CVE-2025-69872).
@@ -117,7 +118,7 @@ class Workspace:
             "GX_ANALYTICS_ENABLED": "false",
             "MLFLOW_DISABLE_TELEMETRY": "true",
             "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-            "MLFLOW_TRACKING_URI": self.tracking_uri,
+            "MLFLOW_LOGGING_LEVEL": "WARNING",
             "MPLBACKEND": "Agg",
             "PREFECT_HOME": str(self.prefect_home),
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -125,7 +126,12 @@ class Workspace:
             "PREFECT_RESULTS_DEFAULT_SERIALIZER": "json",
             "RAY_USAGE_STATS_ENABLED": "0",
         }
-        environment = ours | os.environ | {"MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"}
+        fixed = {
+            "SEVENFOLD_WORKSPACE": str(self.root),
+            "MLFLOW_TRACKING_URI": self.tracking_uri,
+            "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+        }
+        environment = ours | os.environ | fixed
         # `dvc repro` runs `sevenfold`, which need not be on the user's PATH.
         environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
         return environment
@@ -138,7 +144,9 @@ class Workspace:
         try:
             yield
         finally:
-            os.environ.clear()
+            # One by one, and never empty in between: other threads may be reading.
+            for name in set(os.environ) - set(before):
+                del os.environ[name]
             os.environ.update(before)
 
     def initialise(self) -> None:

@@ -1,7 +1,7 @@
 """The contract of every application: it judges a model, and does the work that was judged."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from copy import copy
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
@@ -21,7 +21,7 @@ Columns = dict[str, np.ndarray]
 class Scores:
     """What was measured on one split.
 
-    metrics: by name, each a finite number; among them the application's `primary`.
+    metrics: by name, each a number; among them the application's `primary`. One that is not finite counts as a failure.
     values: (n,) arrays, one entry per row, from which `Application.statistic` computes the primary metric again; two
         models judged on the same rows are compared by drawing these rows with replacement.
     """
@@ -86,6 +86,14 @@ class Application(ABC):
     def evaluate(self, model: Autoencoder, split: Split, train: Split) -> Scores:
         """Judge `predict` on `split`; `train` serves as reference for neighbours, never as something to judge."""
 
+    def held_out(self, model: Autoencoder, validation: Split, train: Split) -> Scores:
+        """Judge on the validation rows, by which candidates are chosen.
+
+        An application whose calibration learns from labels of these rows judges each row by what the others taught,
+        since what fits them best is not what is best.
+        """
+        return self.evaluate(model, validation, train)
+
     @abstractmethod
     def statistic(self, values: Mapping[str, np.ndarray]) -> float:
         """Return the primary metric of these per-row values; NaN where it is not defined on them."""
@@ -104,16 +112,27 @@ def tensor(x: np.ndarray) -> Tensor:
     return torch.from_numpy(x if x.flags.writeable else np.array(x))
 
 
+def require_at_least(lowest: int, **options: int) -> None:
+    """Raise a ValueError that names every option below `lowest`."""
+    if low := [f"{name} is {value}" for name, value in options.items() if value < lowest]:
+        raise ValueError(f"{', '.join(low)}; expected {lowest} or more")
+
+
+def batches(count: int, size: int) -> Iterator[slice]:
+    """Cut `count` rows into slices of at most `size`; no rows make one empty slice, so that results have a shape."""
+    return (slice(i, i + size) for i in range(0, max(count, 1), size))
+
+
 @torch.inference_mode()
 def codes(model: Autoencoder, x: np.ndarray, batch: int = 4096) -> np.ndarray:
     """Return (n, code) float32."""
-    return np.concatenate([model.encode(tensor(x[i : i + batch])).numpy() for i in range(0, len(x), batch)])
+    return np.concatenate([model.encode(tensor(x[rows])).numpy() for rows in batches(len(x), batch)])
 
 
 @torch.inference_mode()
 def reconstructions(model: Autoencoder, x: np.ndarray, batch: int = 4096) -> np.ndarray:
     """Return (n, *shape) float32."""
-    return np.concatenate([model(tensor(x[i : i + batch])).numpy() for i in range(0, len(x), batch)])
+    return np.concatenate([model(tensor(x[rows])).numpy() for rows in batches(len(x), batch)])
 
 
 def code_columns(model: Autoencoder, x: np.ndarray) -> Columns:

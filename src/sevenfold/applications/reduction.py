@@ -5,7 +5,17 @@ from typing import Any, Self
 
 import numpy as np
 
-from sevenfold.applications.base import Application, Columns, Rival, Scores, code_columns, codes, flat, reconstructions
+from sevenfold.applications.base import (
+    Application,
+    Columns,
+    Rival,
+    Scores,
+    code_columns,
+    codes,
+    flat,
+    reconstructions,
+    require_at_least,
+)
 from sevenfold.datasets.base import Schema, Split
 from sevenfold.models.base import Autoencoder
 
@@ -26,7 +36,11 @@ class Reduction(Application):
         Args:
             code: the number of code values that candidates and rivals alike may use.
             neighbours: for trustworthiness and continuity (Venna and Kaski, 2001).
+
+        Raises:
+            ValueError: an option is out of range.
         """
+        require_at_least(1, code=code, neighbours=neighbours)
         super().__init__({"code": code, "neighbours": neighbours})
         self.code = code
         self.neighbours = neighbours

@@ -15,6 +15,8 @@ Source = Callable[..., formats.Rows]
 """What every file in `datasets/` defines as `fetch`: keyword options in, rows out. No network, same rows every time."""
 
 SPLITS = ("train", "validation", "test")
+TYPE_RANGES = {"uint8": (0.0, 255.0), "uint16": (0.0, 65535.0), "bool": (0.0, 1.0)}
+"""Types of pixels that say what range they have."""
 
 
 class DataError(ValueError):
@@ -97,22 +99,31 @@ class ImageSchema(Schema):
                 f"got a table with {len(rows.frame.columns)} columns; expected {wanted}, as .npz, .npy, IDX or a folder"
             ]
         images = rows.images
+        if images.ndim not in (3, 4) or images.dtype.kind not in "biuf":
+            return [f"got an array of shape {images.shape} and type {images.dtype}; expected {wanted}, as numbers"]
         got = images.shape[1:] if images.ndim == 4 else (*images.shape[1:], 1)
         if got != (height, width, channels):
             remedy = "resize or convert them"
             return [
                 f"got images {got[1]}x{got[0]} with {got[2]} channel{'s' * (got[2] > 1)}; expected {wanted}; {remedy}"
             ]
-        found = []
-        if images.dtype.kind == "f" and not np.isfinite(images).all():
-            bad = ~np.isfinite(images.reshape(len(images), -1)).all(axis=1)
+        if not len(images):
+            return []
+        flat, found = images.reshape(len(images), -1), []
+        if not (finite := np.isfinite(flat).all(axis=1)).all():
             found.append(
-                f"{bad.sum()} images hold values that are not finite (first: row {bad.argmax()}); leave them out"
+                f"{(~finite).sum()} images hold values that are not finite (first: row {finite.argmin()}); leave them out"
             )
-        elif len(images) and (images.min() < self.low or images.max() > self.high):
+        elif images.min() < self.low or images.max() > self.high:
             found.append(
-                f"values reach from {images.min():g} to {images.max():g}; expected {self.low:g} to {self.high:g}; "
+                f"values reach from {float(images.min()):g} to {float(images.max()):g}; expected {self.low:g} to {self.high:g}; "
                 "check the images' type and scale"
+            )
+        elif np.dtype(self.dtype).kind != "f" and (parts := (flat != np.rint(flat)).any(axis=1)).any():
+            # Most often these are images that somebody has scaled to 0..1: in range, and nearly black.
+            found.append(
+                f"{parts.sum()} images hold fractions (first: row {parts.argmax()}); expected whole numbers from "
+                f"{self.low:g} to {self.high:g} ({self.dtype}); check the images' scale"
             )
         return found
 
@@ -126,7 +137,7 @@ class ImageSchema(Schema):
     def inverse(self, x: np.ndarray, observed: np.ndarray | None = None) -> formats.Rows:
         images = np.clip(x, 0, 1).transpose(0, 2, 3, 1).astype(np.float64) * (self.high - self.low) + self.low
         kind = np.dtype(self.dtype)
-        images = np.rint(images).astype(kind) if kind.kind in "iu" else images.astype(kind)
+        images = np.rint(images).astype(kind) if kind.kind in "biu" else images.astype(kind)
         if self.shape[0] == 1:
             images = images[..., 0]
         return formats.Rows(pd.DataFrame(index=pd.RangeIndex(len(x))), images)
@@ -140,13 +151,20 @@ class ImageSchema(Schema):
         assert rows.images is not None
         images = rows.images if rows.images.ndim == 4 else rows.images[..., None]
         if value_range is None:
-            known = {"uint8": (0.0, 255.0), "uint16": (0.0, 65535.0), "bool": (0.0, 1.0)}
-            if images.dtype.name not in known:
-                got = f"values of type {images.dtype} from {images.min():g} to {images.max():g}"
+            if images.dtype.name not in TYPE_RANGES:
+                got = f"values of type {images.dtype} from {float(images.min()):g} to {float(images.max()):g}"
                 raise DataError(
-                    "images", [f"{got} have no range of their own; give `range: [low, high]` in params.yaml"]
+                    "images",
+                    [
+                        f"{got} have no range of their own; give `range: [low, high]` in params.yaml, or --range LOW HIGH"
+                    ],
                 )
-            value_range = known[images.dtype.name]
+            value_range = TYPE_RANGES[images.dtype.name]
+        if not value_range[0] < value_range[1]:
+            raise DataError(
+                "images",
+                [f"range is {value_range[0]:g} to {value_range[1]:g}; expected the lower end first, then a higher one"],
+            )
         _, height, width, channels = images.shape
         return cls((channels, height, width), float(value_range[0]), float(value_range[1]), images.dtype.name)
 
@@ -155,6 +173,7 @@ class ImageSchema(Schema):
 class Column:
     """One column of a table, with its statistics from the training split.
 
+    dtype: the NumPy type in which values come back ("str" for text).
     mean, scale: of the observed values, in the column's own unit (numeric only).
     categories: sorted texts (categorical only); one value of x for each.
     gaps: whether the training split had any, so whether later rows may.
@@ -197,9 +216,8 @@ class TableSchema(Schema):
 
     def problems(self, rows: formats.Rows) -> list[str]:
         if rows.images is not None:
-            return [
-                f"got images {rows.images.shape[1:]}; expected a table with columns {', '.join(self.features[:5])}..."
-            ]
+            wanted = f"column{'s' * (len(self.columns) > 1)} {_some([*self.features])}"
+            return [f"got images {rows.images.shape[1:]}; expected a table with {wanted}, as .csv or .parquet"]
         found = []
         names = list(rows.frame.columns)
         if twice := sorted({str(n) for n in names if names.count(n) > 1}):
@@ -223,7 +241,7 @@ class TableSchema(Schema):
         for column in self.columns:
             block = slice(at, at + column.width)
             if column.kind == "numeric":
-                values = pd.to_numeric(rows.frame[column.name]).to_numpy(np.float64, na_value=np.nan)
+                values = _numbers(rows.frame[column.name])
                 present = ~np.isnan(values)
                 x[present, at] = (values[present] - column.mean) / column.scale
             else:
@@ -239,21 +257,9 @@ class TableSchema(Schema):
         at = 0
         for column in self.columns:
             gaps = np.zeros(len(x), bool) if observed is None else ~observed[:, at]
-            if column.kind == "numeric":
-                values = x[:, at].astype(np.float64) * column.scale + column.mean
-                if np.dtype(column.dtype).kind in "iu":
-                    values = np.rint(values)
-                    columns[column.name] = values if gaps.any() else values.astype(column.dtype)
-                else:
-                    columns[column.name] = values
-                columns[column.name][gaps] = np.nan
-            else:
-                best = x[:, at : at + column.width].argmax(axis=1)
-                texts = np.array(column.categories, dtype=object)[best]
-                texts[gaps] = None
-                columns[column.name] = pd.Series(texts, dtype="str")
+            columns[column.name] = _raw_values(column, x[:, at : at + column.width], gaps)
             at += column.width
-        return formats.Rows(pd.DataFrame(columns))
+        return formats.Rows(pd.DataFrame(columns, index=pd.RangeIndex(len(x))))
 
     def to_json(self) -> dict[str, Any]:
         return {"kind": "table", "columns": [asdict(c) for c in self.columns]}
@@ -267,42 +273,53 @@ class TableSchema(Schema):
         Raises:
             DataError: a column is constant, empty, not finite or of a kind that no model takes.
         """
-        found, columns = [], []
-        for name in rows.frame.columns:
-            values = rows.frame[name]
-            present = values.dropna()
-            if present.empty:
-                found.append(f"column {name!r} has no value in the training rows; add it to `drop`")
-            elif name not in categorical and _is_number(values):
-                numbers = present.to_numpy(np.float64)
-                if not np.isfinite(numbers).all():
-                    found += _column_problems(Column(str(name), "numeric", str(values.dtype), gaps=True), values)
-                elif numbers.min() == numbers.max():
-                    found.append(
-                        f"column {name!r} is constant ({numbers[0]:g}); expected two values or more; add it to `drop`"
-                    )
-                else:
-                    dtype = "float64" if values.isna().any() else values.dtype.name.lower()
-                    gaps = bool(values.isna().any())
-                    columns.append(
-                        Column(str(name), "numeric", dtype, float(numbers.mean()), float(numbers.std()), (), gaps)
-                    )
-            elif name in categorical or pd.api.types.is_bool_dtype(values) or is_text(values):
-                categories = tuple(sorted(as_text(present).unique()))
-                if len(categories) == 1:
-                    found.append(
-                        f"column {name!r} is constant ({categories[0]!r}); expected two values or more; add it to `drop`"
-                    )
-                columns.append(Column(str(name), "categorical", "str", 0.0, 1.0, categories, bool(values.isna().any())))
+        schema, problems = cls.examine(rows, categorical=categorical)
+        if problems:
+            raise DataError("table", problems)
+        return schema
+
+    @classmethod
+    def examine(cls, rows: formats.Rows, *, categorical: tuple[str, ...] = ()) -> tuple["TableSchema", list[str]]:
+        """Return the schema of the columns that can be learned, and what is wrong with the others."""
+        columns, problems = [], []
+        for name, values in rows.frame.items():
+            kind = "categorical" if name in categorical else kind_of(values)
+            learned = _learn(str(name), values, kind)
+            if isinstance(learned, Column):
+                columns.append(learned)
             else:
-                found.append(
-                    f"column {name!r} has values of type {values.dtype}; expected numbers, text or booleans; convert it or add it to `drop`"
-                )
+                problems.append(learned)
         if not len(rows.frame.columns):
-            found.append("the table has no feature columns; expected at least one besides label and identifiers")
-        if found:
-            raise DataError("table", found)
-        return cls(tuple(columns))
+            problems.append("the table has no feature columns; expected at least one besides label and identifiers")
+        return cls(tuple(columns)), problems
+
+
+def _learn(name: str, values: pd.Series, kind: Literal["numeric", "categorical"] | None) -> Column | str:
+    """Return a column, or what keeps it from being one."""
+    present = _plain(values.dropna())
+    gaps = len(present) < len(values)
+    if present.empty:
+        return f"column {name!r} has no value in the training rows; add it to `drop`"
+    if kind is None:
+        got = f"column {name!r} has values of type {values.dtype}"
+        return f"{got}; expected numbers, text or booleans; convert it or add it to `drop`"
+    if kind == "categorical":
+        categories = tuple(sorted(as_text(present).unique()))
+        if len(categories) == 1:
+            return f"column {name!r} is constant ({categories[0]!r}); expected two values or more; add it to `drop`"
+        dtype = present.to_numpy().dtype.name if present.dtype.kind in "biuf" else "str"
+        return Column(name, kind, dtype, categories=categories, gaps=gaps)
+    numbers = present.to_numpy(np.float64)
+    if not np.isfinite(numbers).all():
+        return _column_problems(Column(name, kind, "float64", gaps=True), values)[0]
+    if numbers.min() == numbers.max():
+        return f"column {name!r} is constant ({numbers[0]:g}); expected two values or more; add it to `drop`"
+    with np.errstate(over="ignore", invalid="ignore", under="ignore"):
+        mean, scale = float(numbers.mean()), float(numbers.std())
+    if not 0 < scale < np.inf:
+        got = f"column {name!r} has values from {numbers.min():g} to {numbers.max():g}"
+        return f"{got}; expected between 1e-150 and 1e+150; give them in another unit"
+    return Column(name, kind, present.to_numpy().dtype.name, mean, scale, gaps=gaps)
 
 
 def schema_from_json(value: Mapping[str, Any]) -> Schema:
@@ -313,20 +330,65 @@ def schema_from_json(value: Mapping[str, Any]) -> Schema:
     return TableSchema(tuple(Column(**c | {"categories": tuple(c["categories"])}) for c in fields["columns"]))
 
 
-def is_text(values: pd.Series) -> bool:
-    return isinstance(values.dtype, pd.CategoricalDtype) or pd.api.types.is_string_dtype(values.dropna())
+def kind_of(values: pd.Series) -> Literal["numeric", "categorical"] | None:
+    """Say how a column is taken: text, truth values and pandas' categories are categories; None if no model takes it."""
+    if isinstance(values.dtype, pd.CategoricalDtype):
+        return "categorical"
+    present = _plain(values.dropna())
+    if pd.api.types.is_bool_dtype(present) or pd.api.types.is_string_dtype(present):
+        return "categorical"
+    return "numeric" if pd.api.types.is_any_real_numeric_dtype(present) else None
 
 
 def as_text(values: pd.Series) -> pd.Series:
-    """Categories as text, gaps kept; whole numbers read as floats because of gaps lose their ".0"."""
-    present = values.dropna()
-    if pd.api.types.is_float_dtype(present) and (present == present.round()).all():
-        present = present.astype("int64")
-    return present.astype(str).astype(object).reindex(values.index)
+    """Categories as text, gaps kept. A whole number is the same text whether it came as integer or float."""
+    there = values.notna().to_numpy()
+    present = _plain(values[there])
+    texts = present.astype(str).to_numpy(object)
+    if pd.api.types.is_float_dtype(present):
+        numbers = present.to_numpy(np.float64)
+        whole = (numbers == np.round(numbers)) & (np.abs(numbers) < 2.0**63)
+        texts[whole] = numbers[whole].astype(np.int64).astype(str)
+    found = np.full(len(values), None, dtype=object)
+    found[there] = texts
+    return pd.Series(found, index=values.index, dtype=object)
 
 
-def _is_number(values: pd.Series) -> bool:
-    return pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values)
+def _plain(present: pd.Series) -> pd.Series:
+    """Values without gaps in the type they have by themselves: not objects or categories if they are numbers."""
+    if isinstance(present.dtype, pd.CategoricalDtype):
+        present = present.astype(present.cat.categories.dtype)
+    return present.infer_objects()
+
+
+def _numbers(values: pd.Series) -> np.ndarray:
+    """(n,) float64, NaN for gaps and for what is no number."""
+    if pd.api.types.is_complex_dtype(values) or values.dtype.kind in "mM":
+        return np.full(len(values), np.nan)
+    return pd.to_numeric(values, errors="coerce").to_numpy(np.float64, na_value=np.nan)
+
+
+def _raw_values(column: Column, x: np.ndarray, gaps: np.ndarray) -> Any:
+    """Turn a column's part of x, (n, width), back into (n,) values in its own unit and type."""
+    kind: Any = np.dtype(object if column.dtype == "str" else column.dtype)
+    values: Any
+    if column.kind == "numeric":
+        values = x[:, 0].astype(np.float64) * column.scale + column.mean
+        if kind.kind in "iu":
+            # Not beyond the type, where numbers would wrap around.
+            limits = np.iinfo(kind)
+            values = np.rint(np.clip(values, float(limits.min), np.nextafter(float(limits.max), 0.0)))
+    else:
+        texts = np.array(column.categories, dtype=object)[x.argmax(axis=1)]
+        if column.dtype == "str":
+            texts[gaps] = None
+            return pd.Series(texts, dtype="str")
+        values = texts == "True" if kind.kind == "b" else texts.astype(np.float64)
+    if not gaps.any():
+        return values.astype(kind)
+    values = values.astype(object if kind.kind == "b" else np.float64)
+    values[gaps] = None if kind.kind == "b" else np.nan
+    return values
 
 
 def _some(names: list[str]) -> str:
@@ -353,19 +415,27 @@ def _column_problems(column: Column, values: pd.Series) -> list[str]:
                 f"expected one of {_some(list(column.categories))}; map them to a known one or train again with them"
             )
         return found
-    numbers = pd.to_numeric(present, errors="coerce")
-    bad = numbers.isna()
-    if bad.any():
-        first = present[bad].iloc[0]
+    numbers = _numbers(present)
+    with np.errstate(over="ignore", invalid="ignore"):
+        standardised = ((numbers - column.mean) / (column.scale or 1.0)).astype(np.float32)
+    none, infinite = np.isnan(numbers), np.isinf(numbers)
+    far = ~np.isfinite(standardised) & ~none & ~infinite
+    if none.any():
+        first, row = present.iloc[none.argmax()], present.index[none.argmax()]
         found.append(
-            f"column {column.name!r} has {bad.sum()} values that are no numbers (first: {first!r} in row {present[bad].index[0]}); "
+            f"column {column.name!r} has {none.sum()} values that are no numbers (first: {first!r} in row {row}); "
             "expected numbers; mend or remove them"
         )
-    infinite = np.isinf(numbers[~bad].to_numpy(np.float64))
     if infinite.any():
-        first = numbers[~bad].index[int(infinite.argmax())]
         found.append(
-            f"column {column.name!r} has {infinite.sum()} values that are not finite (first: row {first}); leave them empty or mend them"
+            f"column {column.name!r} has {infinite.sum()} values that are not finite (first: row {present.index[infinite.argmax()]}); "
+            "leave them empty or mend them"
+        )
+    if far.any():
+        first, row = numbers[far.argmax()], present.index[far.argmax()]
+        found.append(
+            f"column {column.name!r} has {far.sum()} values too large to compute with (first: {first:g} in row {row}); "
+            f"the training rows had {column.mean:g} on average; mend or remove them"
         )
     return found
 
@@ -379,6 +449,7 @@ class Split:
     y: (n,) text, or None. It judges and never trains.
     normal: (n,) bool, which rows are of the normal class, or None where the data set names none.
     ids: (n,) the identity of each row: the user's own identifier, or its position in the raw file.
+    groups: (n,) text, which rows belong together and resemble each other, or None where the data set names no group.
     """
 
     x: np.ndarray
@@ -386,6 +457,7 @@ class Split:
     y: np.ndarray | None
     normal: np.ndarray | None
     ids: np.ndarray
+    groups: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.x)
@@ -401,6 +473,7 @@ class Split:
             None if self.y is None else self.y[rows],
             self.normal[rows],
             self.ids[rows],
+            None if self.groups is None else self.groups[rows],
         )
 
 
@@ -424,7 +497,7 @@ class Dataset:
                 np.save(draft / name / "x.npy", split.x, allow_pickle=False)
                 if split.observed is not None:
                     np.save(draft / name / "observed.npy", split.observed, allow_pickle=False)
-                side = {"id": split.ids, "label": split.y, "normal": split.normal}
+                side = {"id": split.ids, "label": split.y, "normal": split.normal, "group": split.groups}
                 formats.write(
                     draft / name / "rows.parquet", pd.DataFrame({k: v for k, v in side.items() if v is not None})
                 )
@@ -442,13 +515,24 @@ class Dataset:
                     f"{part / 'x.npy'} does not exist; run `dvc repro` or `sevenfold run` to make it"
                 )
             observed = part / "observed.npy"
-            side = pd.read_parquet(part / "rows.parquet")
+            side = formats.read(part / "rows.parquet").frame
             splits[name] = Split(
-                x=np.load(part / "x.npy", mmap_mode="r"),
-                observed=np.load(observed, mmap_mode="r") if observed.is_file() else None,
+                x=_mapped(part / "x.npy"),
+                observed=_mapped(observed) if observed.is_file() else None,
                 y=side["label"].to_numpy() if "label" in side else None,
                 normal=side["normal"].to_numpy() if "normal" in side else None,
                 ids=side["id"].to_numpy(),
+                groups=side["group"].to_numpy() if "group" in side else None,
             )
         schema = schema_from_json(files.read_json(folder / "schema.json"))
         return cls(folder.name, schema, notes=tuple(files.read_json(folder / "notes.json")), **splits)
+
+
+def _mapped(path: Path) -> np.ndarray:
+    try:
+        values: np.ndarray = np.load(path, mmap_mode="r")
+    except (OSError, ValueError) as error:
+        raise formats.FormatError(
+            f"{path} cannot be read: {error}; it may be truncated; remove it and run `dvc repro` or `sevenfold run`"
+        ) from None
+    return values

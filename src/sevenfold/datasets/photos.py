@@ -22,6 +22,8 @@ PHOTOGRAPHS = (
     "rocket",
 )
 
+SMALLEST = 300  # pixels
+
 
 def fetch(*, size: int, patches: int, seed: int) -> formats.Rows:
     """Return grey patches (size, size) uint8 with the column `photograph`.
@@ -30,10 +32,18 @@ def fetch(*, size: int, patches: int, seed: int) -> formats.Rows:
         size: edge of a patch in pixels.
         patches: at most so many from each photograph, drawn from a grid without overlap.
         seed: of the draw.
+
+    Raises:
+        ValueError: no patch of this size fits into each photograph, or none is asked for.
     """
     import skimage.data
     from skimage import color
 
+    if not 2 <= size <= SMALLEST or patches < 1:
+        raise ValueError(
+            f"photos: got size {size} and patches {patches}; expected a size from 2 to {SMALLEST}, the shortest edge of a "
+            "photograph, and 1 patch or more"
+        )
     generator = np.random.default_rng(seed)
     images, names = [], []
     for name in PHOTOGRAPHS:

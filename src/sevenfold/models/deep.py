@@ -1,6 +1,5 @@
 """Deep undercomplete autoencoder (Hinton and Salakhutdinov, 2006)."""
 
-import torch
 from torch import Tensor
 
 from sevenfold import networks
@@ -39,5 +38,4 @@ class DeepAutoencoder(Autoencoder):
 
     def losses(self, x: Tensor, observed: Tensor | None) -> dict[str, Tensor]:
         # Relative to the spread of the data, so that one learning rate suits data of any scale.
-        error = squared_error(self(x), x, observed) / self.standardise.spread.square()
-        return {"reconstruction": torch.as_tensor(error)}
+        return {"reconstruction": squared_error(self(x), x, observed) / self.standardise.spread.square()}

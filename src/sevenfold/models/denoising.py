@@ -1,5 +1,6 @@
 """Denoising autoencoder (Vincent et al., 2008): restores the clean sample from a damaged one."""
 
+import math
 from typing import Literal
 
 import torch
@@ -28,15 +29,18 @@ class DenoisingAutoencoder(Autoencoder):
 
         Args:
             shape: of one sample.
-            code: number of values in the code; it may exceed neither the sample nor, to be useful, what noise leaves.
+            code: number of values in the code.
             hidden: widths between sample and code.
             activation: between the layers.
             noise: "gaussian" adds normal noise; "masking" sets cells to the mean of the training samples.
             level: standard deviation of the noise as a share of the data's own (gaussian), or the share of cells
                 that are masked, 0 to 1 (masking).
+
+        Raises:
+            ValueError: an option is out of range.
         """
         super().__init__(shape, code)
-        if not (level >= 0 and (noise == "gaussian" or level < 1)):
+        if not 0 <= level < (math.inf if noise == "gaussian" else 1):
             raise ValueError(f"level is {level}; expected 0 or more, and below 1 for masking noise")
         self.noise = noise
         self.level = level
@@ -63,4 +67,5 @@ class DenoisingAutoencoder(Autoencoder):
 
     def losses(self, x: Tensor, observed: Tensor | None) -> dict[str, Tensor]:
         output = self(self.corrupt(x) if self.training else x)
+        # Relative to the spread of the data, so that one learning rate suits data of any scale.
         return {"reconstruction": squared_error(output, x, observed) / self.standardise.spread.square()}

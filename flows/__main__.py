@@ -1,0 +1,102 @@
+"""What `sevenfold run` does: the training flow where something is stale or unpublished, a batch job, and a table.
+
+The flows run in processes of their own: Prefect sends its last words when a process ends, and the server has to be
+there until then.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from types import FrameType
+
+from flows import console, server
+from sevenfold import election, files, jobs, pipeline, registry, stages, workspace
+from sevenfold.workspace import Workspace
+
+
+def main() -> int:
+    """Run everything that is due; 0 after success, else what the first flow that failed ended with."""
+    place = workspace.find()
+    with place.settled():
+        stale, unheld = pipeline.stale(place), election.pending(place)
+        job = None if stale or unheld else _due(place)
+        code = 0
+        if stale or unheld or job:
+            with ExitStack() as stack:
+                os.environ["PREFECT_API_URL"] = stack.enter_context(server.standing(place))
+                # The display has its own lines; Prefect's are in its pages.
+                os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+                if stale or unheld:
+                    print(
+                        f"{len(stale)} stages to bring up to date, then {len(_contests(place))} elections", flush=True
+                    )
+                    code = _call("flows.training")
+                if job := _due(place):
+                    code = _call("flows.batch", *job) or code
+        else:
+            print("nothing to train, nothing to publish: data, params and code are those of the last run")
+        _finish(place)
+        return code
+
+
+def _contests(place: Workspace) -> list[tuple[str, str]]:
+    return stages.contests(stages.check(place))
+
+
+def _due(place: Workspace) -> tuple[str, str, str, str] | None:
+    """Return the arguments of a batch job with today's champion, or None where its output is there already."""
+    if (sample := election.sample(place)) is None:
+        return None
+    operation, model, source = sample
+    destination = place.batches / f"{model}.parquet"
+    champion = registry.champion(place, model)
+    receipt = jobs.receipt_path(destination)
+    if destination.is_file() and receipt.is_file() and champion is not None:
+        done = files.read_json(receipt)
+        if done["digest"] == champion.digest and done["input_digest"] == files.digest(source):
+            return None
+    return operation, model, str(source), str(destination)
+
+
+def _call(module: str, *arguments: str) -> int:
+    """Run a module as a process, and hand on a request to end."""
+    # A session of its own, so that Ctrl-C in a terminal reaches it once, by way of `hand_on`.
+    process = subprocess.Popen([sys.executable, "-m", module, *arguments], start_new_session=True)
+
+    def hand_on(number: int, frame: FrameType | None) -> None:
+        process.send_signal(number)
+
+    before = {number: signal.signal(number, hand_on) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        return process.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _finish(place: Workspace) -> None:
+    """Say how every contest stands, where the report is, and how to see more."""
+    champions = {v.name: v.label for v in registry.versions(place) if registry.CHAMPION in v.aliases}
+    out = console.console()
+    if place.metrics.is_file():
+        out.print()
+        out.print(console.results(files.read_json(place.metrics), champions))
+        out.print()
+    if place.report.is_file():
+        print(f"report:       {_short(place, place.report)}")
+    for receipt in sorted(place.batches.glob("*.receipt.json")):
+        done = json.loads(receipt.read_text(encoding="utf-8"))
+        print(f"scored batch: {_short(place, Path(done['output']))} ({done['rows']:,} rows by {done['model']})")
+    print("pages:        `make ui` opens MLflow and Prefect")
+
+
+def _short(place: Workspace, path: Path) -> str:
+    return str(path.relative_to(place.root)) if path.is_relative_to(place.root) else str(path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

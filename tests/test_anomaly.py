@@ -1,0 +1,365 @@
+"""Anomaly scores, thresholds and reasons, against scikit-learn, formulas of the papers, and planted anomalies."""
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sklearn import (
+    decomposition,
+    ensemble,
+    linear_model,
+    metrics,
+    model_selection,
+    neighbors,
+    pipeline,
+    preprocessing,
+)
+
+import samples
+from sevenfold import evaluation
+from sevenfold.applications import anomaly
+from sevenfold.datasets.base import Column, Dataset, TableSchema
+from sevenfold.models.base import ModelSpec
+
+DATA = samples.dataset("table")
+TRAIN = DATA.train.x[DATA.train.normal].astype(float)
+VALIDATION, TEST = DATA.validation.x.astype(float), DATA.test.x.astype(float)
+STRANGE, STRANGE_LATER = ~DATA.validation.normal, ~DATA.test.normal
+
+
+# Each rival once more, by hand: setting -> score of rows.
+
+
+def forest(n):
+    found = ensemble.IsolationForest(n_estimators=n, random_state=0).fit(TRAIN)
+    return lambda x: -found.score_samples(x)
+
+
+def nearest(k):
+    return lambda x: np.sort(np.linalg.norm(x[:, None] - TRAIN[None], axis=2), axis=1)[:, :k].mean(axis=1)
+
+
+def outlier_factor(k):
+    found = neighbors.LocalOutlierFactor(n_neighbors=k, novelty=True).fit(TRAIN)
+    return lambda x: -found.score_samples(x)
+
+
+def tails(_):
+    """ECOD by its formula, one row and one column at a time; the empirical distribution counts the row itself."""
+
+    def score(row):
+        left, right, auto = 0.0, 0.0, 0.0
+        for column, value in zip(TRAIN.T, row, strict=True):
+            own = np.append(column, value)
+            below, above = -np.log((own <= value).mean()), -np.log((own >= value).mean())
+            left, right = left + below, right + above
+            auto += below if pd.Series(column).skew() < 0 else above
+        return max(left, right, auto)
+
+    return lambda x: np.array([score(row) for row in x])
+
+
+def projection(share):
+    pca = decomposition.PCA(share).fit(TRAIN)
+    return lambda x: ((x - pca.inverse_transform(pca.transform(x))) ** 2).sum(axis=1)
+
+
+BY_HAND = {
+    "isolation_forest": (forest, (100, 300)),
+    "knn": (nearest, (1, 3, 5, 10, 20, 50)),
+    "lof": (outlier_factor, (5, 10, 20, 50)),
+    "ecod": (tails, (None,)),
+    "pca_error": (projection, (0.5, 0.7, 0.9, 0.95, 0.99)),
+}
+
+
+def expected(score, threshold):
+    flagged = score > threshold
+    count = STRANGE_LATER.sum()
+    return {
+        "average_precision": metrics.average_precision_score(STRANGE_LATER, score),
+        "auroc": metrics.roc_auc_score(STRANGE_LATER, score),
+        "precision_at_n": STRANGE_LATER[np.argsort(-score)[:count]].mean(),
+        "false_positive_rate": flagged[~STRANGE_LATER].mean(),
+        "recall": metrics.recall_score(STRANGE_LATER, flagged),
+    }
+
+
+def test_every_rival_is_tested_here():
+    assert {*BY_HAND, "logistic"} == samples.application("anomaly").rivals().keys()
+
+
+@pytest.mark.parametrize("name", BY_HAND)
+def test_a_rivals_numbers_are_those_of_a_loop_by_hand(name):
+    method, settings = BY_HAND[name]
+    score = max(
+        (method(setting) for setting in settings),
+        key=lambda s: metrics.average_precision_score(STRANGE, s(VALIDATION)),
+    )
+    threshold = np.quantile(score(VALIDATION)[~STRANGE], 0.95)
+    got = samples.rivals("anomaly", "table")[0][name].test
+    np.testing.assert_allclose(got.values["score"], score(TEST), rtol=1e-6)
+    assert got.metrics == pytest.approx(expected(score(TEST), threshold))
+
+
+def test_the_supervised_rival_is_a_logistic_regression_tuned_within_the_validation_rows():
+    folds = model_selection.StratifiedKFold(5, shuffle=True, random_state=0)
+    search = model_selection.GridSearchCV(
+        pipeline.make_pipeline(preprocessing.StandardScaler(), linear_model.LogisticRegression(max_iter=2000)),
+        {"logisticregression__C": [0.003, 0.01, 0.03, 0.1, 0.3, 1.0]},
+        scoring="neg_log_loss",
+        cv=folds,
+    ).fit(VALIDATION, STRANGE)
+    held_out = model_selection.cross_val_predict(
+        search.best_estimator_, VALIDATION, STRANGE, cv=folds, method="decision_function"
+    )
+    threshold = np.quantile(held_out[~STRANGE], 0.95)
+    got = samples.rivals("anomaly", "table")[0]["logistic"].test
+    np.testing.assert_allclose(got.values["score"], search.decision_function(TEST), rtol=1e-6, atol=1e-9)
+    assert got.metrics == pytest.approx(expected(got.values["score"], threshold))
+
+
+@pytest.mark.parametrize("kind", samples.DATASETS)
+def test_what_is_measured_is_what_a_job_writes(kind):
+    data = samples.dataset(kind)
+    application, judgement = samples.judged("anomaly", kind)
+    columns = application.predict(samples.trained("pca", kind, "normal"), data.test.x, data.test.observed, data.schema)
+    assert list(columns) == ["score", "flag", "threshold", "top_1", "top_2", "top_3"]
+    strange = ~data.test.normal
+    assert judgement.test.metrics == pytest.approx(
+        {
+            "average_precision": metrics.average_precision_score(strange, columns["score"]),
+            "auroc": metrics.roc_auc_score(strange, columns["score"]),
+            "precision_at_n": strange[np.argsort(-columns["score"])[: strange.sum()]].mean(),
+            "false_positive_rate": columns["flag"][~strange].mean(),
+            "recall": columns["flag"][strange].mean(),
+        }
+    )
+    assert np.array_equal(columns["flag"], columns["score"] > columns["threshold"])
+    assert set(columns["top_1"]) <= set(data.schema.features)
+    assert all(len({columns[f"top_{i}"][row] for i in (1, 2, 3)}) == 3 for row in range(len(strange)))
+
+
+@pytest.mark.parametrize("kind", samples.DATASETS)
+def test_the_score_joins_the_error_over_observed_cells_with_the_distance_to_normal_codes(kind):
+    data = samples.dataset(kind)
+    model = samples.trained("pca", kind, "normal")
+    application, judgement = samples.judged("anomaly", kind)
+    state = {name: value.astype(float) for name, value in application.state.items()}
+    x = data.test.x.reshape(len(data.test), -1).astype(float)
+    seen = np.ones_like(x, bool) if data.test.observed is None else data.test.observed
+    z = (x - model.mean.numpy()) @ model.components.numpy().T
+    residual = x - (z @ model.components.numpy() + model.mean.numpy())
+    deviation = np.log1p(np.abs(residual - state["residual_median"]) / state["residual_scale"])
+    error = np.ma.masked_array(deviation, ~seen).mean(axis=1).data
+    latent = (z - state["code_center"]) / state["code_spread"]
+    distances = np.linalg.norm(latent[:, None] - state["reference"][None], axis=2)
+    distance = np.log(np.sort(distances, axis=1)[:, :5].mean(axis=1) + 1e-3)
+    terms = (np.stack([error, distance], axis=1) - state["term_center"]) / state["term_scale"]
+    score = terms @ state["term_weight"] + latent @ state["code_weight"] + state["offset"]
+    np.testing.assert_allclose(judgement.test.values["score"], score, rtol=1e-3, atol=1e-3)
+
+
+def ties(rows, seed):
+    generator = np.random.default_rng(seed)
+    return generator.integers(0, 6, rows) / 5, generator.random(rows) < 0.3
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_average_precision_and_auroc_are_scikit_learns_also_with_ties(seed):
+    score, positive = ties(40, seed)
+    assert anomaly.average_precision(score, positive) == pytest.approx(metrics.average_precision_score(positive, score))
+    assert anomaly.auroc(score, positive) == pytest.approx(metrics.roc_auc_score(positive, score))
+
+
+def test_a_single_class_has_no_average_precision_and_no_auroc():
+    score = np.arange(5.0)
+    assert np.isnan(anomaly.average_precision(score, np.zeros(5, bool)))
+    assert np.isnan(anomaly.auroc(score, np.zeros(5, bool)))
+    assert np.isnan(anomaly.auroc(score, np.ones(5, bool)))
+
+
+def schema(columns):
+    return TableSchema(tuple(Column(f"column_{i}", "numeric", "float64") for i in range(columns)))
+
+
+def normals(rows, seed, columns=10):
+    generator = np.random.default_rng(seed)
+    return generator.normal(size=(rows, 3)) @ np.random.default_rng(0).normal(
+        size=(3, columns)
+    ) + 0.5 * generator.normal(size=(rows, columns))
+
+
+def dataset(anomalies, rows=800):
+    """Normal rows, and in the judging splits some anomalies that lie between and beyond them."""
+
+    def part(seed):
+        x, odd = normals(rows, seed), np.random.default_rng(seed + 10).normal(size=(anomalies, 10)) * 2
+        normal = np.arange(rows + anomalies) < rows
+        return samples.split(np.concatenate([x, odd]), normal=normal, y=np.where(normal, "usual", "odd"))
+
+    train = samples.split(normals(rows, 1), normal=np.ones(rows, bool))
+    return Dataset("made", schema(10), train, part(2), part(3))
+
+
+@pytest.fixture(scope="module", params=[0, 5, 60], ids=lambda n: f"{n} labelled anomalies")
+def contest(request):
+    data = dataset(request.param)
+    model, _ = samples.fit(ModelSpec("pca", (10,), {"code": 3}), data.train, data.validation.only_normal())
+    application = samples.application("anomaly")
+    return data, model, application.calibrate(model, data.train, data.validation)
+
+
+@pytest.mark.parametrize("rate", [0.05, 0.2])
+def test_the_threshold_flags_the_stated_share_of_fresh_normal_rows(contest, rate):
+    data, model, application = contest
+    options = application.options | {"false_positive_rate": rate}
+    calibrated = anomaly.Anomaly(**options).calibrate(model, data.train, data.validation)
+    fresh = samples.split(normals(4000, seed=99), normal=np.ones(4000, bool))
+    flagged = calibrated.evaluate(model, fresh, data.train).metrics["false_positive_rate"]
+    # The threshold comes from 800 rows: four standard errors of both samples together.
+    assert flagged == pytest.approx(rate, abs=4 * np.sqrt(rate * (1 - rate) * (1 / 800 + 1 / 4000)))
+
+
+def test_a_few_labelled_anomalies_are_not_looked_at():
+    data = dataset(anomalies=anomaly.ENOUGH - 1)
+    model, _ = samples.fit(ModelSpec("pca", (10,), {"code": 3}), data.train, data.validation.only_normal())
+    application = samples.application("anomaly")
+    one = application.calibrate(model, data.train, data.validation)
+    two = application.calibrate(model, data.train, data.validation.only_normal())
+    assert all(np.array_equal(value, two.state[name]) for name, value in one.state.items())
+    assert np.array_equal(one.state["term_weight"], [0.5, 0.5])
+    judged, failed = evaluation.judge_rivals(application, data)
+    assert set(failed) == {"logistic"}
+    reason = "ValueError: 9 labelled anomalies and 800 normal rows in the validation split; expected 10 or more of each"
+    assert failed["logistic"] == reason
+    assert judged
+
+
+def test_contributions_sum_to_the_difference_of_two_scores(contest, monkeypatch):
+    data, model, application = contest
+    x = torch.from_numpy(data.test.x[-80:])
+    typical = model.decode(torch.from_numpy(application.state["code_center"])[None]).expand_as(x)
+    score = {
+        name: application._score(model, rows.numpy().copy(), None) for name, rows in (("x", x), ("typical", typical))
+    }
+    difference = score["x"] - score["typical"]
+
+    def missed():
+        sums = application._contributions(model, x, None).sum(axis=1)
+        return np.abs(sums - difference) / np.maximum(np.abs(difference), 1)
+
+    assert np.quantile(missed(), 0.95) < 0.1
+    assert np.median(missed()) < 0.03
+    monkeypatch.setattr(anomaly, "STEPS", 512)
+    assert np.quantile(missed(), 0.95) < 0.01
+
+
+def test_a_planted_anomalous_column_is_the_first_reason(contest):
+    data, model, application = contest
+    x = normals(200, seed=7).astype(np.float32)
+    planted = np.arange(200) % 10
+    x[np.arange(200), planted] += 12 * np.where(np.arange(200) % 2, 1, -1)
+    columns = application.predict(model, x, None, data.schema)
+    found = columns["top_1"] == np.array([f"column_{i}" for i in planted])
+    assert found.mean() > 0.9
+    assert columns["flag"].mean() > 0.9
+
+
+def test_the_values_of_a_one_hot_column_count_together():
+    data = samples.dataset("table")
+    model = samples.trained("pca", "table", "normal")
+    application, _ = samples.judged("anomaly", "table")
+    parts = application._contributions(model, torch.from_numpy(data.test.x), None)
+    together = np.stack([np.bincount(data.schema.feature_of, weights=row) for row in parts])
+    assert together.shape[1] == len(data.schema.features) == parts.shape[1] - 2
+    columns = application.predict(model, data.test.x, None, data.schema)
+    ranked = np.array(data.schema.features)[np.argsort(-together, axis=1)]
+    for i in range(3):
+        assert (columns[f"top_{i + 1}"] == ranked[:, i]).mean() > 0.98  # a near tie may fall either way
+
+
+def test_a_category_that_does_not_go_with_the_numbers_is_the_first_reason():
+    data = samples.dataset("table")
+    cities = np.flatnonzero(data.schema.feature_of == data.schema.features.index("city"))
+    x = data.test.x[data.test.normal].copy()
+    x[:, cities] = 10 * np.roll(x[:, cities], 1, axis=1)
+    application, _ = samples.judged("anomaly", "table")
+    columns = application.predict(samples.trained("pca", "table", "normal"), x, None, data.schema)
+    assert (columns["top_1"] == "city").mean() > 0.75
+
+
+def test_gaps_neither_raise_a_score_nor_give_a_reason():
+    data = samples.dataset("gaps")
+    model = samples.trained("pca", "gaps", "normal")
+    application, _ = samples.judged("anomaly", "gaps")
+    x, seen = torch.from_numpy(data.test.x), torch.from_numpy(data.test.observed)
+    parts = application._contributions(model, x, seen)
+    assert (parts[~data.test.observed] == 0).all()
+    # A row of nothing but gaps has an ordinary score, and no number anywhere that is not finite.
+    empty = application.predict(
+        model, np.zeros_like(data.test.x[:1]), np.zeros_like(data.test.observed[:1]), data.schema
+    )
+    assert np.isfinite(empty["score"]).all()
+
+
+def test_gaps_do_not_narrow_the_scale_of_a_feature():
+    """Where most rows lack a column, its deviations are measured on those that have it."""
+    data = dataset(anomalies=0)
+    model, _ = samples.fit(ModelSpec("pca", (10,), {"code": 3}), data.train, data.validation)
+    whole = samples.application("anomaly").calibrate(model, data.train, data.validation)
+    seen = np.ones(data.validation.x.shape, bool)
+    seen[::10] = np.arange(10) > 0  # gaps that touch nothing else: the values stay, and only count as not observed
+    seen[1::10] = seen[2::10] = seen[3::10] = seen[4::10] = seen[5::10] = seen[0]
+    gappy = samples.application("anomaly").calibrate(model, data.train, replace(data.validation, observed=seen))
+    np.testing.assert_allclose(gappy.state["residual_scale"], whole.state["residual_scale"], rtol=0.15)
+    assert not np.allclose(gappy.state["residual_scale"][0], whole.state["residual_scale"][0], rtol=1e-6)
+
+
+def test_a_column_that_no_validation_row_has_does_no_harm():
+    data = dataset(anomalies=20)
+    model, _ = samples.fit(ModelSpec("pca", (10,), {"code": 3}), data.train, data.validation)
+    seen = np.ones(data.validation.x.shape, bool)
+    seen[:, 4] = False
+    calibrated = samples.application("anomaly").calibrate(model, data.train, replace(data.validation, observed=seen))
+    assert all(np.isfinite(value).all() for value in calibrated.state.values())
+
+
+def test_a_large_training_set_is_sampled_for_reference(monkeypatch):
+    monkeypatch.setattr(anomaly, "LARGEST_REFERENCE", 100)
+    data = dataset(anomalies=0)
+    model, _ = samples.fit(ModelSpec("pca", (10,), {"code": 3}), data.train, data.validation)
+    reference = samples.application("anomaly").calibrate(model, data.train, data.validation).state["reference"]
+    assert len(reference) == 100
+
+
+def test_rivals_do_not_ask_for_more_neighbours_than_there_are_rows():
+    data = dataset(anomalies=20, rows=40)
+    application = samples.application("anomaly")
+    judged, failed = evaluation.judge_rivals(application, data)
+    assert failed == {}
+    few = replace(data, train=data.train.only_normal())
+    few = replace(few, train=samples.split(few.train.x[:4], normal=np.ones(4, bool)))
+    judged, failed = evaluation.judge_rivals(application, few)
+    assert failed["lof"] == "ValueError: 4 normal training rows; expected more than 5"
+    assert {"knn", "isolation_forest"} <= judged.keys()
+
+
+def test_without_a_normal_validation_row_there_is_no_threshold():
+    data = dataset(anomalies=20)
+    model, _ = samples.fit(ModelSpec("pca", (10,), {"code": 3}), data.train, data.validation)
+    odd = samples.split(data.validation.x[-20:], normal=np.zeros(20, bool))
+    message = r"no validation row is normal, .* larger share, or mend the data set's `normal`"
+    with pytest.raises(ValueError, match=message):
+        samples.application("anomaly").calibrate(model, data.train, odd)
+
+
+def test_data_without_a_normal_class_are_unsuited_and_told_what_would_suit():
+    application = samples.application("anomaly")
+    given = {"code": 3, "images": False, "labelled": True}
+    assert application.unsuited(**given, normal=True) is None
+    assert application.unsuited(**given, normal=False) == (
+        "needs to know which rows are normal to judge by; name their labels in the data set's `normal`"
+    )

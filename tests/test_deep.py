@@ -1,0 +1,85 @@
+"""The fully connected bodies, and the deep autoencoder made of them."""
+
+import typing
+
+import numpy as np
+import pytest
+import torch
+from sklearn import decomposition
+from torch import nn
+from torch.nn import functional
+
+import samples
+from sevenfold import networks
+from sevenfold.models.base import ModelSpec
+
+ACTIVATIONS = {
+    "relu": functional.relu,
+    "silu": functional.silu,
+    "gelu": functional.gelu,
+    "tanh": torch.tanh,
+    "linear": lambda x: x,
+}
+
+
+def spec(size, **options):
+    return ModelSpec("deep", (size,), {"code": 3, "hidden": [], "activation": "linear"} | options)
+
+
+def rows(count, size, seed=0, scale=1.0):
+    generator = np.random.default_rng(seed)
+    x = generator.normal(size=(count, 5)) @ np.random.default_rng(0).normal(size=(5, size))
+    return samples.split(scale * (x + 0.3 * generator.normal(size=x.shape)))
+
+
+@pytest.mark.parametrize("hidden", [[], [8]])
+def test_a_linear_one_reaches_the_error_of_principal_components(hidden):
+    train, validation = rows(400, 10), rows(200, 10, seed=1)
+    settings = samples.training.Settings(150, 150, 32, 0.02, 0.05, 0.0, 1.0, 1)
+    model, _ = samples.fit(spec(10, hidden=hidden), train, validation, settings=settings)
+    oracle = decomposition.PCA(3).fit(train.x)
+    best = ((oracle.inverse_transform(oracle.transform(train.x)) - train.x) ** 2).mean()
+    with torch.inference_mode():
+        error = float((model(torch.from_numpy(train.x)) - torch.from_numpy(train.x)).square().mean())
+    assert best <= error * (1 + 1e-5)  # nothing linear does better
+    assert error == pytest.approx(float(best), rel=0.02)
+
+
+def test_one_learning_rate_suits_data_of_any_scale():
+    losses = [
+        samples.fit(spec(10, hidden=[8], activation="silu"), rows(200, 10, scale=s), rows(99, 10, 1, s))[1].best.loss
+        for s in (1.0, 1000.0, 0.001)
+    ]
+    assert losses == pytest.approx([losses[0]] * 3, rel=0.01)
+
+
+def test_the_large_network_is_one_line_of_options():
+    with torch.device("meta"):
+        model = spec(3000, code=200, hidden=[1500], activation="relu").build()
+    widths = [(m.in_features, m.out_features) for m in model.modules() if isinstance(m, nn.Linear)]
+    assert widths == [(3000, 1500), (1500, 200), (200, 1500), (1500, 3000)]
+
+
+def test_every_activation_stands_between_layers_and_not_after_the_last():
+    assert set(ACTIVATIONS) == set(typing.get_args(networks.Activation))
+    for name, activation in ACTIVATIONS.items():
+        body = networks.dense([4, 6, 5, 2], name)
+        first, second, third = (m for m in body if isinstance(m, nn.Linear))
+        x = torch.randn(7, 4)
+        torch.testing.assert_close(body(x), third(activation(second(activation(first(x))))))
+
+
+def test_an_unknown_activation_and_impossible_widths_are_named():
+    with pytest.raises(ValueError, match=r"deep: option 'activation' is 'swish': input should be 'relu', 'silu'"):
+        spec(10, activation="swish").build()
+    with pytest.raises(ValueError, match=r"hidden is \[64, 0\]; expected widths of 1 or more"):
+        spec(10, hidden=[64, 0]).build()
+
+
+def test_cells_without_a_value_do_not_count_in_the_loss():
+    model = spec(4).build()
+    x = torch.randn(6, 4)
+    seen = torch.rand(6, 4) > 0.3
+    errors = np.ma.masked_array((model(x) - x).square().detach().numpy(), ~seen.numpy())
+    assert model.losses(x, seen)["reconstruction"].item() == pytest.approx(errors.mean(), rel=1e-5)
+    assert model.losses(x, torch.zeros_like(seen))["reconstruction"].item() == 0

@@ -1,0 +1,314 @@
+"""An election chooses on validation, judges on the same rows, asks the gate, and repeats nothing."""
+
+import functools
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from sevenfold import bundles, election, evaluation, files, formats, registry, stages
+from sevenfold.datasets.base import Dataset
+from sevenfold.workspace import Workspace
+from tests import tiny
+
+NAME = "table-reduction"
+CANDIDATES = {
+    "good": "variant: pca, options: {code: 2}",
+    "weak": "variant: deep, options: {code: 2, hidden: [4], activation: silu}",
+}
+
+
+def write_params(place, *candidates, gate="{must_beat_rivals: false, floor: null}", seed=0, split=0):
+    chosen = "\n".join(
+        f"  {c}: {{dataset: table, applications: [reduction], {CANDIDATES[c]}}}" for c in candidates or CANDIDATES
+    )
+    place.params.write_text(f"""
+seed: {seed}
+datasets:
+  table:
+    path: data/raw/table.parquet
+    label: kind
+    id: customer
+    split: {{validation: 0.2, test: 0.4, seed: {split}}}
+applications:
+  table:
+    reduction: {{code: 2, neighbours: 3}}
+training:
+  {{epochs: 1, patience: 1, batch_size: 64, learning_rate: 0.0001, warmup: 0.1, weight_decay: 0.0, gradient_clip: 1.0, threads: 1}}
+candidates:
+{chosen}
+gate: {gate}
+""")
+
+
+def build(place, *candidates, **settings):
+    """Do what `dvc repro` does for these candidates."""
+    write_params(place, *candidates, **settings)
+    stages.prepare(place, "table")
+    stages.rivals(place, "table")
+    for candidate in candidates or CANDIDATES:
+        stages.train(place, candidate)
+        stages.evaluate(place, candidate)
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    place = Workspace(tmp_path_factory.mktemp("built"))
+    (place.root / "data" / "raw").mkdir(parents=True)
+    (place.root / "dvc.yaml").touch()
+    formats.write(place.root / "data" / "raw" / "table.parquet", tiny.table(200).frame)
+    build(place)
+    return place
+
+
+@pytest.fixture
+def place(built, tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    shutil.copytree(built.root, tmp_path / "place")
+    with tiny.workspace(tmp_path / "place") as place:
+        yield place
+
+
+@pytest.fixture
+def hold(place):
+    return functools.partial(election.hold, place, NAME)
+
+
+def champion(place):
+    version = registry.champion(place, NAME)
+    return version and version.tags["candidate"]
+
+
+def challenger(place):
+    version = registry.by_alias(place, NAME, registry.CHALLENGER)
+    return version and version.number
+
+
+def explained(model, x, observed):
+    """The share of variance that a model keeps, computed by hand."""
+    with torch.inference_mode():
+        output = model(torch.from_numpy(np.array(x))).numpy()
+    seen = np.ones(x.shape, bool) if observed is None else observed
+    mean = np.where(seen, x, 0).sum(axis=0) / seen.sum(axis=0)
+    return 1 - ((output - x) ** 2)[seen].sum() / ((x - mean) ** 2)[seen].sum()
+
+
+def test_the_best_on_validation_stands_whatever_the_test_split_says(place, hold):
+    assert election.contests(place) == [NAME]
+    for candidate, on_validation, on_test in (("good", 0.2, 0.9), ("weak", 0.3, 0.1)):
+        path = place.evaluation(candidate) / "reduction" / "scores.json"
+        scores = files.read_json(path)
+        scores["validation"]["explained_variance"] = on_validation
+        scores["test"]["explained_variance"] = on_test
+        files.write_json(path, scores)
+    outcome = hold()
+    assert (outcome.winner, outcome.score, outcome.metric) == ("weak", 0.1, "explained_variance")
+
+
+def test_the_first_winner_is_published_with_its_story_and_promoted(place, hold):
+    assert election.pending(place) == [NAME]
+    outcome = hold()
+    assert (outcome.name, outcome.dataset, outcome.application, outcome.winner) == (NAME, "table", "reduction", "good")
+    assert (outcome.published, outcome.promoted, outcome.version, outcome.champion) == (True, True, 1, 1)
+    data = Dataset.load(place.prepared("table"))
+    bundle = bundles.load(place.evaluation("good") / "reduction" / "bundle")
+    assert outcome.score == pytest.approx(explained(bundle.model, data.test.x, data.test.observed), abs=1e-4)
+    version = registry.champion(place, NAME)
+    assert version.digest == bundles.digest(place.evaluation("good") / "reduction" / "bundle")
+    assert version.tags["data_digest"] == files.digest(place.prepared("table"))
+    assert version.tags["rival"] == outcome.rival
+    assert version.tags["verdict"] == outcome.verdict
+    assert version.tags["git_commit"] == "none"
+    assert (version.tags["decision"], version.tags["decided_against"]) == ("champion", "none")
+    assert version.tags["decided_because"].splitlines() == list(outcome.reasons)
+    assert '"must_beat_rivals": false' in version.tags["decided_by"]
+    import mlflow
+
+    run = mlflow.get_run(version.run_id)
+    assert run.data.params["candidate.variant"] == "pca"
+    assert run.data.params["training.epochs"] == "1"
+    assert run.data.params["application.code"] == "2"
+    assert run.data.metrics["test.explained_variance"] == outcome.score
+    assert run.data.metrics[f"rival.{outcome.rival}.explained_variance"] == outcome.rival_score
+    assert "validation_loss" in run.data.metrics
+
+
+def refuse(*arguments, **keywords):
+    raise AssertionError("called, though nothing has changed")
+
+
+@pytest.mark.parametrize("gate", ["{must_beat_rivals: false, floor: null}", "{must_beat_rivals: false, floor: 0.999}"])
+def test_a_second_election_publishes_and_judges_nothing(place, hold, monkeypatch, gate):
+    write_params(place, "weak")
+    hold()
+    write_params(place, "weak", "good", gate=gate)
+    first = hold()
+    before = registry.versions(place)
+    for module, name in ((evaluation, "rejudge"), (registry, "publish"), (registry, "promote"), (registry, "annotate")):
+        monkeypatch.setattr(module, name, refuse)
+    assert election.pending(place) == []
+    again = hold()
+    assert (again.published, again.promoted) == (False, False)
+    assert replace(again, reasons=(), published=True, promoted=True) == replace(
+        first, reasons=(), published=True, promoted=True
+    )
+    assert again.reasons == (("good is champion already",) if first.promoted else first.reasons)
+    assert registry.versions(place) == before
+
+
+def change_rule(place):
+    write_params(place, gate="{must_beat_rivals: false, floor: 0.01}")
+
+
+def change_rivals(place):
+    shutil.rmtree(place.rivals("table") / "reduction" / "pca")
+
+
+def change_champion(place):
+    versions = registry.versions(place, NAME)
+    registry.promote(place, versions[0], reasons=["rolled back by hand"])
+
+
+def change_scores(place):
+    path = place.evaluation("good") / "reduction" / "scores.json"
+    scores = files.read_json(path)
+    scores["test"]["mse"] = 12.5
+    files.write_json(path, scores)
+
+
+def lose_files(place):
+    shutil.rmtree(place.model_artifacts)
+
+
+@pytest.mark.parametrize("change", [change_rule, change_rivals, change_champion, change_scores, lose_files])
+def test_whatever_a_decision_rests_on_opens_it_again_when_it_changes(place, hold, change):
+    write_params(place, "weak")
+    hold()
+    write_params(place)
+    assert hold().promoted
+    assert election.pending(place) == []
+    change(place)
+    assert election.pending(place) == [NAME]
+    outcome = hold()
+    assert outcome.promoted == (change in {change_champion, lose_files})
+    assert outcome.published == (change is lose_files)
+    assert champion(place) == "good"
+    registry.resolve(place, NAME)
+    assert election.pending(place) == []
+
+
+def test_the_champion_is_judged_again_on_todays_rows_and_not_by_its_stored_number(place, hold):
+    write_params(place, "weak")
+    hold()
+    old = bundles.load(place.evaluation("weak") / "reduction" / "bundle")
+    # Another split: other test rows, and another mean and scale of every column.
+    build(place, "good", split=1)
+    outcome = hold()
+    assert outcome.promoted
+    assert champion(place) == "good"
+    data = Dataset.load(place.prepared("table"))
+    assert data.schema.to_json() != old.schema.to_json()
+    new = bundles.load(place.evaluation("good") / "reduction" / "bundle")
+    raw = tiny.table(200)
+    test = raw.take(np.flatnonzero(raw.frame["customer"].isin(data.test.ids)))
+    difference = explained(new.model, *data.schema.transform(test)) - explained(old.model, *old.schema.transform(test))
+    (reason,) = [r for r in outcome.reasons if "beats today's champion" in r]
+    assert float(reason.split("by ")[1].split(",")[0]) == pytest.approx(difference, abs=2e-4)
+    assert registry.champion(place, NAME).tags["decided_against"] == f"{NAME}/1"
+
+
+def test_who_is_not_proven_better_than_the_champion_becomes_challenger(place, hold):
+    write_params(place, "good")
+    hold()
+    write_params(place, "weak")
+    outcome = hold()
+    assert (outcome.published, outcome.promoted, outcome.version, outcome.champion) == (True, False, 2, 1)
+    assert any("not proven better than today's champion" in reason for reason in outcome.reasons)
+    assert (champion(place), challenger(place)) == ("good", 2)
+    assert registry.versions(place, NAME)[1].tags["decision"] == "challenger"
+
+
+@pytest.mark.parametrize(
+    ("gate", "reason"),
+    [
+        ("{must_beat_rivals: true, floor: null}", "not proven better than the best rival"),
+        ("{must_beat_rivals: false, floor: 0.999}", "is below the floor of 0.999"),
+        ("{must_beat_rivals: true, floor: null}\ngates: {table-reduction: {must_beat_rivals: false}}", None),
+    ],
+)
+def test_the_gates_rule_is_honoured(place, hold, gate, reason):
+    write_params(place, gate=gate)
+    outcome = hold()
+    assert outcome.published
+    assert outcome.promoted == (reason is None)
+    if reason:
+        assert any(reason in r for r in outcome.reasons)
+        assert (champion(place), challenger(place)) == (None, 1)
+        with pytest.raises(LookupError, match="has no champion yet"):
+            registry.resolve(place, NAME)
+    else:
+        assert (champion(place), challenger(place)) == ("good", None)
+
+
+def test_a_champion_that_cannot_take_todays_data_cannot_defend_its_place(place, hold):
+    write_params(place, "good")
+    hold()
+    frame = tiny.table(200).frame.rename(columns={"age": "years"})
+    formats.write(place.root / "data" / "raw" / "table.parquet", frame)
+    build(place, "weak")
+    outcome = hold()
+    assert outcome.promoted
+    assert champion(place) == "weak"
+    assert any(f"{NAME}/1 cannot be judged on today's data" in r and "'age'" in r for r in outcome.reasons)
+
+
+def test_an_evaluation_of_weights_that_have_changed_does_not_count(place, hold):
+    write_params(place, seed=1)
+    stages.train(place, "weak")
+    stages.train(place, "good")  # in closed form, so the same weights whatever the seed
+    assert hold().winner == "good"
+    write_params(place, "weak", seed=1)
+    with pytest.raises(LookupError, match=r"no candidate has a result \(weak: .*does not count\); look at what failed"):
+        hold()
+    assert election.pending(place) == []
+    stages.evaluate(place, "weak")
+    assert hold().winner == "weak"
+
+
+def test_an_election_that_broke_off_is_finished_by_the_next(place, hold, monkeypatch):
+    def no_network(*arguments, **keywords):
+        raise ConnectionError("the server is gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(registry, "promote", no_network)
+        with pytest.raises(ConnectionError):
+            hold()
+    assert (len(registry.versions(place)), champion(place)) == (1, None)
+    assert election.pending(place) == [NAME]
+    outcome = hold()
+    assert (outcome.published, outcome.promoted, outcome.champion) == (False, True, 1)
+
+
+def test_a_contest_that_does_not_exist_is_an_error_that_says_what_there_is(place):
+    with pytest.raises(LookupError, match=f"no contest 'table-reducton', did you mean '{NAME}'\\?; there are: {NAME}"):
+        election.hold(place, "table-reducton")
+
+
+def test_nothing_trained_is_nothing_to_hold(place, hold):
+    for candidate in CANDIDATES:
+        shutil.rmtree(place.evaluation(candidate))
+    assert election.contests(place) == election.pending(place) == []
+    with pytest.raises(LookupError, match="good: not evaluated; weak: not evaluated"):
+        hold()
+    assert registry.versions(place) == []
+
+
+def test_the_sample_job_runs_a_champion_on_the_raw_rows_of_its_data_set(place, hold):
+    assert election.sample(place) is None
+    hold()
+    raw = place.root / "data" / "raw" / "table.parquet"
+    assert election.sample(place) == ("encode", NAME, raw)
+    raw.unlink()
+    assert election.sample(place) is None

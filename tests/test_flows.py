@@ -1,0 +1,267 @@
+"""Flows: what `sevenfold run` does from raw data to a scored batch, what it leaves behind, and how it fails."""
+
+import json
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from conftest import make_project
+from flows import devices
+from sevenfold import bundles, registry
+
+
+def history(project):
+    """Return the states of all flow runs and task runs that the Prefect server kept, by name."""
+    with sqlite3.connect(project.root / ".sevenfold/prefect/prefect.db") as connection:
+        flows = connection.execute("SELECT name, state_name FROM flow_run ORDER BY created").fetchall()
+        tasks = connection.execute("SELECT name, state_name FROM task_run ORDER BY created").fetchall()
+    return flows, tasks
+
+
+def run(project, **more):
+    return project.run("sevenfold", "run", check=False, **more)
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory):
+    """A project after its first `sevenfold run`, and what that printed."""
+    project = make_project(tmp_path_factory.mktemp("ran") / "project")
+    done = run(project)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return project, done.stdout
+
+
+@pytest.fixture
+def project(ran, tmp_path, monkeypatch):
+    """A copy to change. Its registry stays where it was made, since a bare database records absolute paths."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return ran[0].copy(tmp_path / "project")
+
+
+def test_one_command_leads_from_raw_data_to_champions_and_a_scored_batch(ran):
+    project, output = ran
+    champions = {n: registry.champion(project.workspace, n) for n in ("digits-reduction", "wdbc-anomaly")}
+    assert champions["wdbc-anomaly"].number == 1
+    scored = pd.read_parquet(project.root / ".sevenfold/batches/wdbc-anomaly.parquet")
+    assert len(scored) == 569
+    assert {"score", "flag", "top_1", "diagnosis"} <= set(scored)
+    receipt = json.loads((project.root / ".sevenfold/batches/wdbc-anomaly.parquet.receipt.json").read_text())
+    assert receipt["digest"] == champions["wdbc-anomaly"].digest
+    for word in ("digits", "reduction", "wdbc-pca", "results/report.html", "make ui", "569 rows by wdbc-anomaly/1"):
+        assert word in output
+
+
+def test_dvc_and_git_are_clean_after_a_flow(ran):
+    project, _ = ran
+    assert "up to date" in project.run("dvc", "status").stdout
+    changed = project.run("git", "status", "--porcelain", "--untracked-files=all").stdout.split()
+    # What a first run adds is the record of its results, and nothing else.
+    assert changed == ["??", "dvc.lock", "??", "results/metrics.json"]
+
+
+def test_the_whole_history_is_kept_and_no_task_is_stuck(ran):
+    project, _ = ran
+    flows, tasks = history(project)
+    assert [state for _, state in flows] == ["Completed", "Completed"]
+    listed = project.run("dvc", "stage", "list", "--all", "--name-only").stdout.split()
+    elections = ["elect digits-reduction", "elect wdbc-anomaly"]
+    assert sorted(tasks) == sorted((name, "Completed") for name in [*listed, *elections, "score"])
+
+
+def test_a_whole_run_asks_for_no_address_outside_of_this_machine(ran):
+    project, _ = ran
+    assert not project.network_log.exists(), project.network_log.read_text()
+    # The watchman is awake.
+    code = "import urllib.request as r; r.urlopen('http://example.org', timeout=1)"
+    assert project.run(sys.executable, "-c", code, check=False).returncode == 1
+    assert project.network_log.read_text() == "example.org\n"
+    project.network_log.unlink()
+
+
+def test_private_folders_are_for_their_owner_only(ran):
+    project, _ = ran
+    for folder in [project.root / ".sevenfold", *(p for p in (project.root / ".sevenfold").iterdir() if p.is_dir())]:
+        assert folder.stat().st_mode & 0o777 == 0o700, folder
+
+
+def test_a_second_run_trains_nothing_publishes_nothing_and_says_so(ran):
+    project, _ = ran
+    before = history(project), registry.versions(project.workspace)
+    done = run(project)
+    assert done.returncode == 0
+    assert "nothing to train, nothing to publish" in done.stdout
+    assert "wdbc-anomaly/1" in done.stdout
+    assert (history(project), registry.versions(project.workspace)) == before
+
+
+def test_after_dvc_repro_the_flow_finds_nothing_to_train(reproduced, tmp_path):
+    project = reproduced.copy(tmp_path / "project")
+    done = run(project)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "0 stages to bring up to date, then 2 elections" in done.stdout
+    _, tasks = history(project)
+    assert {name for name, _ in tasks} == {"elect digits-reduction", "elect wdbc-anomaly", "score"}
+
+
+def test_one_failing_variant_is_named_and_stops_nobody(project):
+    project.edit("params.yaml", "level: 0.3}", "level: 0.3}\n    training: {learning_rate: 1.0e+30}")
+    project.edit("params.yaml", "hidden: [128]", "hidden: [129]")
+    done = run(project)
+    assert done.returncode == 1
+    assert "1 step failed: train@digits-denoising: loss term 'reconstruction'" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "evaluate@digits-denoising: not begun, since train@digits-denoising failed" in done.stdout
+    # Everything else was done: the other candidate was trained, judged and published, and the report says who is missing.
+    assert registry.find(
+        project.workspace,
+        "digits-reduction",
+        bundles.digest(project.root / "results/evaluations/digits-deep/reduction/bundle"),
+    )
+    assert "its last training failed" in (project.root / "results/report.html").read_text()
+    flows, tasks = history(project)
+    assert [state for _, state in flows[2:]] == ["Failed"]
+    assert dict(tasks[-100:])["train@digits-denoising"] == "Failed"
+    assert {state for _, state in tasks} <= {"Completed", "Failed"}
+
+
+def test_data_that_fail_validation_stop_that_data_set_only(project):
+    frame = pd.read_parquet(project.root / "data/raw/wdbc.parquet").drop(columns="mean radius")
+    frame.to_parquet(project.root / "data/raw/broken.parquet")
+    project.edit(
+        "params.yaml", "  wdbc:\n    path: data/raw/wdbc.parquet", "  wdbc:\n    path: data/raw/broken.parquet"
+    )
+    project.edit("params.yaml", "hidden: [128]", "hidden: [130]")
+    done = run(project)
+    assert done.returncode == 1
+    assert "validate@wdbc" in done.stderr
+    assert "column 'mean radius'" in done.stderr
+    assert "elect wdbc-anomaly: not held, since validate@wdbc failed" in done.stdout
+    assert "train@wdbc-pca: not begun, since validate@wdbc failed" in done.stdout
+    verdict = json.loads((project.root / "results/validation/wdbc.json").read_text())
+    assert not verdict["passed"]
+    _, tasks = history(project)
+    # It is not tried twice: data do not mend themselves.
+    assert [state for name, state in tasks if name == "validate@wdbc"] == ["Completed", "Failed"]
+    assert [state for name, state in tasks if name == "train@digits-deep"] == ["Completed", "Completed"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_the_trainers_and_the_next_run_goes_on(project, number):
+    project.edit("params.yaml", "level: 0.3}", "level: 0.3}\n    training: {epochs: 1000000, patience: 1000000}")
+    lines = []
+    with subprocess.Popen(
+        ["sevenfold", "run"],
+        cwd=project.root,
+        env=project.environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        # A run that does not get there ends the test, not the patience of who waits for it.
+        watch = threading.Timer(180, process.kill)
+        watch.start()
+        for line in process.stdout:
+            lines.append(line)
+            if "digits-denoising: epoch" in line:
+                process.send_signal(number)
+                break
+        lines += process.stdout.readlines()
+        code = process.wait()
+        watch.cancel()
+    assert code not in (0, -signal.SIGKILL), "".join(lines)
+    end = time.monotonic() + 10
+    while (left := _processes(project)) and time.monotonic() < end:
+        time.sleep(0.2)
+    assert not left
+    flows, tasks = history(project)
+    assert flows[-1][1] in {"Crashed", "Failed", "Cancelled"}
+    assert not {state for _, state in tasks} & {"Running", "Pending", "AwaitingRetry"}
+    project.edit("params.yaml", "    training: {epochs: 1000000, patience: 1000000}\n", "")
+    assert run(project).returncode == 0
+
+
+def _processes(project):
+    """Return the commands of all processes that work in the project's folder."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if (process / "cwd").readlink().is_relative_to(project.root):
+                found.append((process / "cmdline").read_text(encoding="utf-8").replace("\0", " "))
+        except OSError:
+            continue  # it ended meanwhile
+    return found
+
+
+def test_two_runs_on_one_workspace_do_not_mix(project):
+    project.edit("params.yaml", "hidden: [128]", "hidden: [131]")
+    with project.workspace.lock("run"):
+        done = run(project)
+    assert done.returncode == 1
+    assert "another run works on this workspace" in done.stderr
+
+
+def test_the_batch_flow_runs_a_champion_over_new_rows(project):
+    rows = pd.read_parquet(project.root / "data/raw/wdbc.parquet").drop(columns="diagnosis").head(40)
+    rows.insert(0, "patient", [f"p{i}" for i in range(40)])
+    rows.to_csv(project.root / "rows.csv", index=False)
+    code = (
+        "import os\nfrom flows import server\nfrom sevenfold import workspace\n"
+        "place = workspace.find()\n"
+        "with place.settled(), server.standing(place) as url:\n"
+        "    os.environ['PREFECT_API_URL'] = url\n"
+        "    import subprocess, sys\n"
+        "    sys.exit(subprocess.call([sys.executable, '-m', 'flows.batch', *sys.argv[1:]]))\n"
+    )
+    done = project.run(sys.executable, "-c", code, "score", "wdbc-anomaly", "rows.csv", "out.parquet")
+    assert "40 rows by wdbc-anomaly/1" in done.stdout
+    assert list(pd.read_parquet(project.root / "out.parquet")["patient"]) == list(rows["patient"])
+    failed = project.run(
+        sys.executable, "-c", code, "score", "wdbc-anomaly", "nowhere.csv", "other.parquet", check=False
+    )
+    assert failed.returncode == 1
+    assert "error: nowhere.csv does not exist" in failed.stderr
+    assert not (project.root / "other.parquet").exists()
+    flows, tasks = history(project)
+    assert [state for _, state in flows[-2:]] == ["Completed", "Failed"]
+    assert [state for name, state in tasks if name == "score"][-2:] == ["Completed", "Failed"]
+
+
+@pytest.mark.parametrize(
+    ("gpus", "cores", "threads", "names"),
+    [
+        ([], 2, 1, ["cpu-0", "cpu-1"]),
+        ([], 2, 4, ["cpu-0"]),
+        ([], 64, 1, [f"cpu-{i}" for i in range(8)]),
+        (["0", "3"], 4, 2, ["cpu-0", "cpu-1", "cuda-0", "cuda-3"]),
+    ],
+)
+def test_devices_never_take_more_cores_than_there_are(gpus, cores, threads, names):
+    found = devices.arrange(gpus, cores=cores, threads=threads)
+    assert [device.name for device in found] == names
+    slots = [device for device in found if not device.is_gpu]
+    assert len(slots) * threads <= max(cores, threads)
+    assert all(device.environment["CUDA_VISIBLE_DEVICES"] == "" for device in slots)
+
+
+def test_training_goes_to_gpus_where_there_are_some_and_no_device_is_lent_twice():
+    desk = devices.Desk(devices.arrange(["0"], cores=1, threads=1))
+    gpu, cpu = desk.lend("train"), desk.lend("rivals")
+    assert (gpu.name, cpu.name) == ("cuda-0", "cpu-0")
+    assert desk.lend("train") is None
+    assert desk.lend("evaluate") is None
+    desk.give_back(gpu)
+    assert desk.lend("train") is gpu
+
+
+def test_without_gpus_training_takes_cpu_slots():
+    desk = devices.Desk(devices.arrange([], cores=2, threads=1))
+    assert {desk.lend("train").name, desk.lend("train").name} == {"cpu-0", "cpu-1"}
+    assert desk.lend("train") is None

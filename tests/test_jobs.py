@@ -1,0 +1,341 @@
+"""A job takes rows and gives rows: in order, with their identifiers, whole or not at all, and with a receipt."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from sevenfold import bundles, files, formats, jobs, operations
+from sevenfold.bundles import BundleError
+from sevenfold.datasets.base import DataError
+from tests import tiny
+
+SUFFIXES = formats.OUTPUT_SUFFIXES
+
+
+@pytest.fixture(autouse=True)
+def small_batches(monkeypatch):
+    monkeypatch.setattr(jobs, "BATCH_SIZE", 7)
+
+
+def run(source, destination, operation="score", kind="table", name="anomaly", **more):
+    return jobs.apply(tiny.bundle(kind, name), "model/1", "digest", operation, source, destination, **more)
+
+
+def read(path):
+    return formats.read(path).frame
+
+
+def put(path, rows):
+    """Write a table as CSV, Parquet or npz, or images as npz."""
+    if rows.images is None:
+        formats.write(path, rows.frame)
+    else:
+        np.savez(path, images=rows.images, **{c: rows.frame[c].to_numpy(np.str_) for c in rows.frame})
+    return path
+
+
+def contents(folder):
+    return {p.relative_to(folder).as_posix(): p.read_bytes() if p.is_file() else None for p in folder.rglob("*")}
+
+
+@pytest.mark.parametrize("given", SUFFIXES)
+@pytest.mark.parametrize("wanted", SUFFIXES)
+def test_rows_keep_their_order_and_their_identifying_columns(tmp_path, given, wanted):
+    rows = tiny.table(30, seed=3)
+    if given == ".npz":  # which has no gaps in text, but NaN in numbers
+        rows = formats.Rows(rows.frame.assign(vip=rows.frame["vip"].astype(str)))
+    # The columns' order is the user's own, too.
+    rows = formats.Rows(rows.frame[["income", "kind", "vip", "age", "customer", "city"]])
+    run(put(tmp_path / f"in{given}", rows), tmp_path / f"out{wanted}")
+    made = read(tmp_path / f"out{wanted}")
+    assert list(made) == ["kind", "customer", "score", "flag", "threshold", "top_1", "top_2"]
+    kept = made["customer"].astype(str).str.zfill(5)  # CSV cannot say that 00007 is text
+    assert kept.tolist() == rows.frame["customer"].tolist()
+    assert made["kind"].tolist() == rows.frame["kind"].tolist()
+    expected = operations.score(tiny.bundle("table", "anomaly"), rows)
+    np.testing.assert_allclose(made["score"], expected["score"], rtol=1e-4, atol=1e-5)
+    assert made["flag"].astype(str).tolist() == expected["flag"].astype(str).tolist()
+    assert made[["top_1", "top_2"]].to_numpy().tolist() == expected[["top_1", "top_2"]].to_numpy().tolist()
+
+
+def test_a_job_writes_what_the_application_predicts(tmp_path):
+    """On the rows of the test split, so on what `evaluate` measured."""
+    bundle, data = tiny.bundle("table", "anomaly"), tiny.dataset("table")
+    rows = tiny.table()
+    test = rows.take(np.flatnonzero(rows.frame["customer"].isin(data.test.ids)))
+    run(put(tmp_path / "in.parquet", test), tmp_path / "out.parquet")
+    predicted = bundle.application.predict(bundle.model, data.test.x, data.test.observed, data.schema)
+    made = read(tmp_path / "out.parquet")
+    np.testing.assert_allclose(made["score"], predicted["score"], rtol=1e-4, atol=1e-5)
+    assert (made["flag"] == (made["score"] > made["threshold"])).all()
+    measured = bundle.application.evaluate(bundle.model, data.test, data.train.only_normal()).values["score"]
+    np.testing.assert_allclose(made["score"], measured, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("operation", ["encode", "score"])
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_batches_give_what_one_batch_gives(tmp_path, monkeypatch, operation, suffix):
+    frame = tiny.table(50, seed=4).frame
+    # Only the second batch of each shows what type the column has.
+    frame["note"] = [None] * 20 + ["late"] * 30
+    frame["number"] = [1.0] * 20 + [np.nan] + [2.5] * 29
+    source = put(tmp_path / f"in{suffix}", formats.Rows(frame))
+    run(source, tmp_path / f"many{suffix}", operation)
+    monkeypatch.setattr(jobs, "BATCH_SIZE", 1000)
+    run(source, tmp_path / f"one{suffix}", operation)
+    # A row alone and one among others may differ in the last digit of a sum.
+    pd.testing.assert_frame_equal(
+        read(tmp_path / f"many{suffix}"), read(tmp_path / f"one{suffix}"), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_images_keep_what_lies_beside_them(tmp_path):
+    rows = tiny.images(20, seed=2)
+    receipt = run(put(tmp_path / "in.npz", rows), tmp_path / "out.csv", "encode", "images", "reduction")
+    made = read(tmp_path / "out.csv")
+    expected = operations.encode(tiny.bundle("images", "reduction"), rows)
+    assert list(made) == list(receipt.columns) == ["label", "code_0", "code_1"]
+    assert made["label"].tolist() == rows.frame["label"].tolist()
+    np.testing.assert_allclose(made[["code_0", "code_1"]], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_every_bundle_encodes(tmp_path):
+    receipt = run(put(tmp_path / "in.csv", tiny.table(9)), tmp_path / "out.csv", "encode")
+    assert receipt.columns == ("customer", "kind", "code_0", "code_1")
+
+
+def test_the_receipt_tells_what_was_done_with_what(tmp_path, monkeypatch):
+    source = put(tmp_path / "in.csv", tiny.table(30))
+    seen = []
+    start = time.perf_counter()
+    receipt = run(source, tmp_path / "out.parquet", on_rows=seen.append)
+    written = json.loads((tmp_path / "out.parquet.receipt.json").read_text())
+    assert written == receipt.to_json()
+    assert (receipt.operation, receipt.model, receipt.digest, receipt.rows) == ("score", "model/1", "digest", 30)
+    assert (receipt.input, receipt.output) == (str(source), str(tmp_path / "out.parquet"))
+    assert receipt.input_digest == files.digest(source)
+    assert receipt.output_digest == files.digest(tmp_path / "out.parquet")
+    assert 0 < receipt.seconds <= time.perf_counter() - start + 0.001
+    assert seen == [7, 14, 21, 28, 30]
+    # The output may lie inside the folder that was read; the digest is that of the folder before.
+    from PIL import Image
+
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for i, pixels in enumerate(tiny.images(3).images):
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+    before = files.digest(folder)
+    receipt = run(folder, folder / "out.csv", "encode", "images", "reduction")
+    assert receipt.input_digest == before
+    assert read(folder / "out.csv")["path"].tolist() == ["0.png", "1.png", "2.png"]
+
+
+def test_a_job_that_fails_in_the_middle_leaves_nothing_and_keeps_an_older_output(tmp_path):
+    source = put(tmp_path / "in.csv", tiny.table(30))
+    before = contents(tmp_path)
+
+    def fail(rows):
+        if rows > 7:
+            raise OSError("no space left on device")
+
+    for suffix in SUFFIXES:
+        with pytest.raises(OSError, match="no space"):
+            run(source, tmp_path / f"out{suffix}", on_rows=fail)
+    assert contents(tmp_path) == before
+    run(source, tmp_path / "out.csv")
+    before = contents(tmp_path)
+    with pytest.raises(OSError, match="no space"):
+        run(source, tmp_path / "out.csv", "encode", on_rows=fail)
+    assert contents(tmp_path) == before
+
+
+def test_all_problems_of_all_batches_come_at_once_and_nothing_is_written(tmp_path):
+    frame = tiny.table(40).frame
+    frame["city"] = frame["city"].astype(object)
+    frame["age"] = frame["age"].astype(float)
+    frame.loc[3, "city"] = "Atlantis"
+    frame.loc[17, "age"] = np.inf
+    frame.loc[30, "income"] = -np.inf
+    source = put(tmp_path / "in.parquet", formats.Rows(frame.drop(columns="vip")))
+    before = contents(tmp_path)
+    with pytest.raises(DataError) as failure:
+        run(source, tmp_path / "out.parquet")
+    text = str(failure.value)
+    assert text.startswith(f"{source}: ")
+    assert text.count("'vip'") == 1
+    for column, value in {"city": "'Atlantis'", "age": "first: row 17", "income": "first: row 30"}.items():
+        assert f"'{column}'" in text
+        assert value in text
+    assert contents(tmp_path) == before
+
+
+def test_an_error_stays_readable_however_many_batches_have_the_same_trouble(tmp_path, monkeypatch):
+    frame = tiny.table(50).frame.assign(age=np.inf)
+    monkeypatch.setattr(jobs, "BATCH_SIZE", 1)
+    monkeypatch.setattr(jobs, "MOST_PROBLEMS", 10)
+    with pytest.raises(DataError) as failure:
+        run(put(tmp_path / "in.parquet", formats.Rows(frame)), tmp_path / "out.csv")
+    assert len(failure.value.problems) == 11
+    assert failure.value.problems[-1] == "and 40 more such problems"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda f: f.drop(columns=["age", "city"]), "columns? .*'city', 'age'|columns 'age', 'city'"),
+        (lambda f: f.assign(age="old"), r"'age' has 7 values that are no numbers \(first: 'old' in row 0\)"),
+        (lambda f: f.assign(age=np.where(f.index == 2, np.nan, 1.0)), r"'age' has 1 gaps? \(first: row 2\)"),
+        (lambda f: f.assign(city="Paris"), r"'city' has .*new categories 'Paris'.*'Bern', 'Oslo', 'Rome'"),
+        (lambda f: f.assign(score=1), "columns of the names score, too; rename those of the input"),
+        (lambda f: f.assign(top_1="a", flag="b"), "columns of the names (flag, top_1|top_1, flag), too"),
+    ],
+)
+def test_a_table_that_does_not_fit_is_refused_with_a_remedy(tmp_path, change, message):
+    source = put(tmp_path / "in.csv", formats.Rows(change(tiny.table(7).frame)))
+    before = contents(tmp_path)
+    with pytest.raises(DataError, match=message):
+        run(source, tmp_path / "out.csv")
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda i: i[:, :5], "got images 6x5 with 1 channel; expected images 6x8 with 1 channel; resize or convert"),
+        (lambda i: np.stack([i] * 3, axis=-1), "got images 6x8 with 3 channels; expected images 6x8 with 1 channel"),
+        (lambda i: i.astype(float) * 2, "values reach .* to 4.*; expected 0 to 255; check the images' type and scale"),
+        (lambda i: np.where(i > 200, np.nan, i), "not finite"),
+    ],
+)
+def test_images_that_do_not_fit_are_refused_with_a_remedy(tmp_path, make, message):
+    np.savez(tmp_path / "in.npz", images=make(tiny.images(10).images))
+    before = contents(tmp_path)
+    with pytest.raises(DataError, match=message):
+        run(tmp_path / "in.npz", tmp_path / "out.csv", "encode", "images", "reduction")
+    assert contents(tmp_path) == before
+
+
+def test_a_table_for_images_and_images_for_a_table_are_refused(tmp_path):
+    with pytest.raises(DataError, match=r"got a table with 6 columns; expected images 6x8"):
+        run(put(tmp_path / "in.csv", tiny.table(3)), tmp_path / "out.csv", "encode", "images", "reduction")
+    with pytest.raises(DataError, match=r"got images \(8, 6\); expected a table with columns 'city', 'age', 'income'"):
+        run(put(tmp_path / "in.npz", tiny.images(3)), tmp_path / "out.csv")
+
+
+def header_only(path):
+    tiny.table(3).frame.iloc[:0].to_csv(path, index=False)
+
+
+def no_row_groups(path):
+    tiny.table(3).frame.iloc[:0].to_parquet(path)
+
+
+def cut_short(path):
+    tiny.table(300).frame.to_parquet(path)
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "message"),
+    [
+        ("in.csv", header_only, "has no rows; expected at least one"),
+        ("in.parquet", no_row_groups, "has no rows; expected at least one"),
+        ("in.csv", lambda p: p.write_bytes(b""), "cannot be read as CSV"),
+        ("in.parquet", cut_short, "cannot be read as Parquet.*truncated"),
+        ("in.xlsx", lambda p: p.write_bytes(b"x"), r"unknown kind of file '?\.xlsx'?; expected \.csv"),
+        ("in.csv", lambda p: None, "does not exist; check the path"),
+    ],
+)
+def test_an_input_that_cannot_be_read_is_named_and_leaves_nothing(tmp_path, name, make, message):
+    make(tmp_path / name)
+    before = contents(tmp_path)
+    with pytest.raises((formats.FormatError, FileNotFoundError), match=message) as failure:
+        run(tmp_path / name, tmp_path / "new" / "out.csv")
+    assert str(tmp_path / name) in str(failure.value)
+    assert contents(tmp_path) == before
+
+
+def test_a_missing_output_folder_is_made(tmp_path):
+    source = put(tmp_path / "in.csv", tiny.table(9))
+    run(source, tmp_path / "2026" / "11" / "out.csv")
+    assert len(read(tmp_path / "2026" / "11" / "out.csv")) == 9
+
+
+@pytest.mark.parametrize(
+    ("output", "error", "message"),
+    [
+        ("out.xlsx", formats.FormatError, r"out\.xlsx: cannot write '?\.xlsx'?; expected \.parquet, \.csv, \.npz"),
+        ("out", formats.FormatError, "out: cannot write"),
+        ("in.csv", ValueError, "input and output are both .*; give the output another name"),
+        ("data.parquet", IsADirectoryError, "is a folder; expected a file's name"),
+        ("in.csv/out.csv", PermissionError, r"cannot be written: .*in\.csv is no folder that you may write to; choose"),
+    ],
+)
+def test_an_output_that_cannot_be_written_is_refused_before_anything_is_read(tmp_path, output, error, message):
+    put(tmp_path / "in.csv", tiny.table(9))
+    (tmp_path / "data.parquet").mkdir()
+    (tmp_path / "data.parquet" / "part.0").write_text("of the user")
+    before = contents(tmp_path)
+    with pytest.raises(error, match=message):
+        run(tmp_path / "in.csv", tmp_path / output)
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.skipif(os.getuid() == 0, reason="root may write everywhere")
+def test_a_folder_that_is_not_ours_is_named(tmp_path):
+    put(tmp_path / "in.csv", tiny.table(9))
+    (tmp_path / "theirs").mkdir(mode=0o500)
+    with pytest.raises(PermissionError, match="theirs is no folder that you may write to"):
+        run(tmp_path / "in.csv", tmp_path / "theirs" / "out.csv")
+
+
+def test_the_wrong_operation_is_refused_before_anything_is_read(tmp_path):
+    nowhere = tmp_path / "nowhere.csv"
+    with pytest.raises(ValueError, match=r"is for reduction, which runs as `encode`; .*name another model"):
+        run(nowhere, tmp_path / "out.csv", "score", "table", "reduction")
+    with pytest.raises(ValueError, match=r"no operation 'scor', did you mean 'score'\?; there are: encode, score"):
+        run(nowhere, tmp_path / "out.csv", "scor")
+
+
+def test_a_folder_is_a_model_and_a_corrupted_one_is_named(tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    source = put(tmp_path / "in.csv", tiny.table(9))
+    folder = tiny.saved(tmp_path / "bundle", "table", "anomaly")
+    with tiny.workspace(tmp_path / "place") as place:
+        call = {"operation": "score", "model": str(folder), "source": source, "destination": tmp_path / "out.csv"}
+        receipt = jobs.run(place, **call)
+        assert (receipt.model, receipt.digest) == (str(folder), bundles.digest(folder))
+        (tmp_path / "out.csv").unlink()
+        weights = folder / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:-4])
+        with pytest.raises(BundleError, match=r"bundle is no sound bundle: model\.safetensors"):
+            jobs.run(place, **call)
+        assert not (tmp_path / "out.csv").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc")
+def test_memory_does_not_grow_with_the_input(tmp_path):
+    """The peak of a job, in a process of its own, over some rows and over many more."""
+    folder = tiny.saved(tmp_path / "bundle", "table", "anomaly")
+    code = """
+import sys
+from pathlib import Path
+from sevenfold import bundles, jobs
+bundle, source = bundles.load(Path(sys.argv[1])), Path(sys.argv[2])
+jobs.apply(bundle, "m", "d", "encode", source, source.with_name("out.parquet"))
+print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
+"""
+    frame = tiny.table(20_000).frame.assign(**{f"note_{i}": 1.5 for i in range(40)})
+    peaks = []
+    for times in (3, 18):
+        pd.concat([frame] * times).to_parquet(tmp_path / "in.parquet", row_group_size=20_000)
+        command = [sys.executable, "-c", code, str(folder), str(tmp_path / "in.parquet")]
+        peaks.append(int(subprocess.run(command, capture_output=True, text=True, check=True).stdout) // 1024)
+    whole = frame.memory_usage(deep=True).sum() * 15 // 2**20
+    assert peaks[1] - peaks[0] < whole / 2, f"{peaks} MiB, where the rows added would fill {whole}"

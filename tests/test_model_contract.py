@@ -1,0 +1,213 @@
+"""What every variant in models/ promises, on tables, on tables with gaps, and on images."""
+
+import copy
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+
+import samples
+from sevenfold import bundles, modules
+from sevenfold.models.base import ModelSpec, Standardiser
+
+VARIANTS = modules.names("models")
+
+
+@pytest.fixture(params=samples.DATASETS)
+def kind(request):
+    return request.param
+
+
+@pytest.fixture(params=VARIANTS)
+def variant(request):
+    return request.param
+
+
+@pytest.fixture
+def model(variant, kind):
+    return copy.deepcopy(samples.trained(variant, kind))
+
+
+@pytest.fixture
+def x(kind):
+    return torch.from_numpy(samples.dataset(kind).test.x[:40])
+
+
+@pytest.fixture
+def observed(kind):
+    seen = samples.dataset(kind).test.observed
+    return None if seen is None else torch.from_numpy(seen[:40])
+
+
+def test_there_are_variants_and_params_yaml_trains_each():
+    assert VARIANTS
+    assert all(samples.options(name) for name in VARIANTS)
+
+
+def test_code_and_reconstruction_have_their_shapes(model, x):
+    z = model.encode(x)
+    assert z.shape == (len(x), samples.CODE)
+    assert model.decode(z).shape == x.shape
+    torch.testing.assert_close(model(x), model.decode(z))
+    assert model.encode(x[:0]).shape == (0, samples.CODE)
+
+
+def test_eval_mode_is_deterministic(model, x):
+    assert not model.training
+    assert torch.equal(model.encode(x), model.encode(x))
+    assert torch.equal(model(x), model(x))
+
+
+def test_each_sample_is_treated_on_its_own(model, x):
+    one_by_one = torch.cat([model(row[None]) for row in x])
+    torch.testing.assert_close(model(x), one_by_one, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(model.encode(x.flip(0)).flip(0), model.encode(x), rtol=1e-4, atol=1e-5)
+
+
+def test_inputs_stay_untouched(model, x, observed):
+    before, seen = x.clone(), None if observed is None else observed.clone()
+    z = model.encode(x)
+    code = z.detach().clone()
+    model.decode(z)
+    model.train()
+    model.losses(x, observed)
+    model.prepare(x, observed)
+    assert torch.equal(x, before)
+    assert torch.equal(z, code)
+    assert observed is None or torch.equal(observed, seen)
+
+
+def test_losses_are_finite_scalars_of_the_same_names_in_both_modes(model, x, observed):
+    model.train()
+    training = model.losses(x, observed)
+    model.eval()
+    judging = model.losses(x, observed)
+    assert training
+    assert list(training) == list(judging)
+    for value in [*training.values(), *judging.values()]:
+        assert value.shape == ()
+        assert torch.isfinite(value)
+
+
+def test_losses_reach_every_parameter(model, x, observed):
+    model.train()
+    parameters = dict(model.named_parameters())
+    if parameters:
+        sum(model.losses(x, observed).values()).backward()
+    lost = [name for name, p in parameters.items() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert lost == []
+
+
+def test_observing_everything_is_the_same_as_no_mask(model, x):
+    torch.testing.assert_close(model.losses(x, torch.ones_like(x, dtype=torch.bool)), model.losses(x, None))
+
+
+def test_training_beats_the_mean(variant, kind):
+    data = samples.dataset(kind)
+    x = torch.from_numpy(data.validation.x)
+    seen = torch.ones_like(x) if data.validation.observed is None else torch.from_numpy(data.validation.observed)
+    with torch.inference_mode():
+        error = ((samples.trained(variant, kind)(x) - x).square() * seen).sum()
+    mean = torch.from_numpy(data.train.x).mean(dim=0)
+    assert error < 0.5 * ((x - mean).square() * seen).sum()
+
+
+def test_same_seed_gives_the_same_weights_bit_for_bit(variant, kind):
+    data = samples.dataset(kind)
+    one = samples.trained(variant, kind).state_dict()
+    torch.rand(3)  # whatever was drawn before does not matter
+    two, _ = samples.fit(samples.spec(variant, kind), data.train, data.validation)
+    assert one.keys() == two.state_dict().keys()
+    assert all(torch.equal(one[name], value) for name, value in two.state_dict().items())
+    if dict(two.named_parameters()):
+        other, _ = samples.fit(samples.spec(variant, kind), data.train, data.validation, seed=1)
+        assert not all(torch.equal(one[name], value) for name, value in other.state_dict().items())
+
+
+def test_a_saved_model_is_the_same_model(variant, kind, x, tmp_path):
+    model, spec = samples.trained(variant, kind), samples.spec(variant, kind)
+    bundles.save_model(tmp_path / "model", spec, model)
+    again, loaded = bundles.load_model(tmp_path / "model")
+    assert again == spec
+    assert not loaded.training
+    assert all(torch.equal(loaded.state_dict()[name], value) for name, value in model.state_dict().items())
+    assert torch.equal(loaded(x), model(x))
+    assert ModelSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
+
+
+def test_weights_of_another_shape_are_refused_by_name(variant, kind, tmp_path):
+    spec = samples.spec(variant, kind)
+    bundles.save_model(tmp_path / "model", spec, samples.trained(variant, kind))
+    path = tmp_path / "model" / "model.json"
+    other = ModelSpec(variant, spec.shape, {**spec.options, "code": samples.CODE - 1})
+    path.write_text(json.dumps(other.to_json()))
+    with pytest.raises(
+        bundles.BundleError, match=rf"model.safetensors does not hold the weights of {variant} .*size mismatch"
+    ):
+        bundles.load_model(tmp_path / "model")
+
+
+def test_every_wrong_option_is_named_at_once(variant):
+    options = {**samples.options(variant), "hiden": 3}
+    del options["code"]
+    with pytest.raises(ValueError, match=r"unknown option 'hiden'.*there are: .*code.*option missing: code"):
+        ModelSpec(variant, (12,), options).build()
+    with pytest.raises(ValueError, match=r"option 'code' is 'many'"):
+        ModelSpec(variant, (12,), {**samples.options(variant), "code": "many"}).build()
+
+
+@pytest.mark.parametrize("code", [0, -1, 13])
+def test_a_code_outside_the_sample_is_refused(variant, code):
+    with pytest.raises(ValueError, match=rf"code is {code}; expected 1 to 12, .* shape \(3, 4\)"):
+        ModelSpec(variant, (3, 4), {**samples.options(variant), "code": code}).build()
+
+
+def test_fewer_rows_than_code_values_are_refused(variant):
+    few = samples.split(np.random.default_rng(0).normal(size=(samples.CODE - 1, 12)))
+    message = (
+        f"{samples.CODE - 1} training rows for a code of {samples.CODE}; expected at least as many.*smaller `code`"
+    )
+    with pytest.raises(ValueError, match=message):
+        samples.fit(ModelSpec(variant, (12,), samples.options(variant)), few, few)
+
+
+@pytest.mark.parametrize("constant", [0.0, 7.0])
+def test_constant_columns_do_no_harm(variant, constant):
+    x = np.random.default_rng(0).normal(size=(120, 6))
+    x[:, 2] = constant
+    rows = samples.split(x)
+    model, history = samples.fit(ModelSpec(variant, (6,), samples.options(variant)), rows, rows)
+    assert np.isfinite(history.best.loss)
+    assert all(torch.isfinite(value).all() for value in model.state_dict().values())
+    with torch.inference_mode():
+        assert (model(torch.from_numpy(rows.x))[:, 2] - constant).abs().max() < 0.5
+
+
+def test_data_without_any_spread_do_no_harm(variant):
+    rows = samples.split(np.full((20, 6), 3.0))
+    model, history = samples.fit(ModelSpec(variant, (6,), samples.options(variant)), rows, rows)
+    assert np.isfinite(history.best.loss)
+    with torch.inference_mode():
+        torch.testing.assert_close(model(torch.from_numpy(rows.x)), torch.full((20, 6), 3.0), atol=1e-3, rtol=0)
+
+
+def test_an_unknown_variant_is_named_with_a_near_match():
+    with pytest.raises(ValueError, match=re.escape("no 'dep' in models/, did you mean 'deep'?; there are: ")):
+        ModelSpec("dep", (12,), {}).build()
+
+
+@pytest.mark.parametrize("gaps", [False, True])
+def test_the_standardiser_centres_each_value_and_divides_by_one_spread(gaps):
+    generator = np.random.default_rng(0)
+    x = generator.normal(size=(500, 3)) * [1, 5, 0.1] + [10, -3, 0]
+    seen = generator.random(x.shape) > 0.2 * gaps
+    layer = Standardiser((3,))
+    layer.learn(torch.tensor(np.where(seen, x, 0), dtype=torch.float32), torch.from_numpy(seen) if gaps else None)
+    masked = np.ma.masked_array(x, ~seen)
+    center = masked.mean(axis=0)
+    np.testing.assert_allclose(layer.center, center, rtol=1e-4, atol=1e-5)
+    assert float(layer.spread) == pytest.approx(np.sqrt(((masked - center) ** 2).mean()), rel=1e-4)
+    sample = torch.randn(4, 3)
+    torch.testing.assert_close(layer.inverse(layer(sample)), sample, rtol=1e-4, atol=1e-4)

@@ -1,0 +1,369 @@
+"""A schema turns raw rows into tensors and back: images of every type, tables of every kind of column with gaps."""
+
+import json
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.preprocessing import OneHotEncoder, StandardScaler
+
+from sevenfold import formats
+from sevenfold.datasets.base import DataError, Dataset, ImageSchema, Split, TableSchema, schema_from_json
+from sevenfold.formats import Rows
+
+# Tables.
+
+
+def mixed(n=40):
+    """A table with every kind of column, half of them with gaps."""
+    r = np.random.default_rng(0)
+    hole = np.arange(n) % 5 == 3
+    numbers, texts = r.normal(1e4, 3, n), np.where(np.arange(n) % 3, "Zürich", "Lima").astype(object)
+    return pd.DataFrame(
+        {
+            "float": numbers,
+            "float32": r.normal(size=n).astype("float32"),
+            "float gaps": np.where(hole, np.nan, numbers),
+            "Float64": pd.array(np.where(hole, None, numbers), dtype="Float64"),
+            "int": r.integers(-9, 9, n),
+            "uint8": r.integers(0, 256, n).astype("uint8"),
+            "Int64 gaps": pd.array(np.where(hole, None, r.integers(0, 99, n)), dtype="Int64"),
+            "object ints": pd.Series(np.where(hole, None, np.arange(n)), dtype=object),
+            "text": pd.Series(texts, dtype="str"),
+            "text gaps": pd.Series(np.where(hole, None, texts), dtype="str"),
+            "object text": pd.Series(np.where(hole, None, texts), dtype=object),
+            "category": pd.Categorical(np.where(hole, None, texts)),
+            "bool": np.arange(n) % 2 == 0,
+            "bool gaps": pd.Series(np.where(hole, None, np.arange(n) % 2 == 0), dtype=object),
+            "boolean": pd.array(np.where(hole, None, np.arange(n) % 2 == 0), dtype="boolean"),
+            "code": r.integers(1, 4, n),
+            "code gaps": np.where(hole, np.nan, r.integers(1, 4, n)),
+            "number category": pd.Categorical(np.arange(n) % 3),
+        }
+    )
+
+
+CODES = ("code", "code gaps")
+
+
+@pytest.fixture(scope="module")
+def schema():
+    return TableSchema.learn(Rows(mixed()), categorical=CODES)
+
+
+def test_every_kind_of_column_comes_back_in_its_own_unit_and_type(schema):
+    raw = mixed()
+    x, observed = schema.transform(Rows(raw))
+    back = schema.inverse(x, observed).frame
+    assert back.columns.tolist() == raw.columns.tolist()
+    for name in raw:
+        there = raw[name].notna().to_numpy()
+        np.testing.assert_array_equal(back[name].notna(), there, err_msg=name)
+        got, wanted = back[name][there].tolist(), raw[name][there].tolist()
+        assert got == (pytest.approx(wanted, rel=1e-6, abs=1e-6) if isinstance(wanted[0], float) else wanted), name
+    for name in ("float", "float32", "int", "uint8", "bool", "code"):
+        assert back[name].dtype == raw[name].dtype
+    for name in ("text", "text gaps"):
+        assert back[name].dtype == "str"
+
+
+def test_a_schema_is_the_same_after_json(schema):
+    again = schema_from_json(json.loads(json.dumps(schema.to_json())))
+    assert again == schema
+    x, observed = schema.transform(Rows(mixed()))
+    for got, wanted in zip(again.transform(Rows(mixed())), (x, observed), strict=True):
+        np.testing.assert_array_equal(got, wanted)
+
+
+def test_numbers_are_standardised_and_categories_one_hot_as_scikit_learn_does_it():
+    raw = mixed()
+    columns = ["float", "int", "text", "bool"]
+    schema = TableSchema.learn(Rows(raw[columns]))
+    x, observed = schema.transform(Rows(raw[columns]))
+    numbers = StandardScaler().fit_transform(raw[["float", "int"]].astype(float))
+    classes = OneHotEncoder(sparse_output=False).fit_transform(raw[["text", "bool"]].astype(str).astype(object))
+    assert observed is None
+    np.testing.assert_allclose(x, np.hstack([numbers, classes]), rtol=1e-5, atol=1e-6)
+    assert schema.shape == (2 + 2 + 2,)
+    assert [schema.features[i] for i in schema.feature_of] == ["float", "int", "text", "text", "bool", "bool"]
+
+
+def test_a_gap_is_0_and_not_observed_in_all_of_its_columns_width(schema):
+    raw = mixed()
+    x, observed = schema.transform(Rows(raw))
+    at = pd.Series(schema.feature_of).map(dict(enumerate(schema.features)))
+    for name in raw:
+        mine = (at == name).to_numpy()
+        np.testing.assert_array_equal(observed[:, mine], np.broadcast_to(raw[name].notna(), (mine.sum(), len(raw))).T)
+    assert (x[~observed] == 0).all()
+
+
+def test_a_row_is_transformed_the_same_alone_and_among_others(schema):
+    """Types of a piece differ from those of the whole: a piece without gaps holds integers, one with gaps floats."""
+    raw = mixed()
+    for name in ("code gaps", "Int64 gaps"):
+        raw[name] = raw[name].astype("float64")
+    x, observed = schema.transform(Rows(raw))
+    for row in range(6):
+        one, seen = schema.transform(Rows(raw.iloc[[row]].convert_dtypes().reset_index(drop=True)))
+        np.testing.assert_array_equal(one[0], x[row])
+        np.testing.assert_array_equal(np.ones(x.shape[1], bool) if seen is None else seen[0], observed[row])
+
+
+def test_categories_that_are_fractions_do_not_depend_on_their_neighbours():
+    schema = TableSchema.learn(Rows(pd.DataFrame({"dose": [1.0, 2.5, 1.0, 2.5]})), categorical=("dose",))
+    x, _ = schema.transform(Rows(pd.DataFrame({"dose": [1, 1]})))
+    np.testing.assert_array_equal(x, [[1, 0], [1, 0]])
+    assert schema.inverse(x).frame["dose"].tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("index", [[5, 5, 5, 5], ["a", "b", "c", "d"]])
+def test_rows_may_carry_any_index(index):
+    raw = pd.DataFrame({"a": [1.0, 2, 3, np.nan], "b": [*"xyx", None]})
+    schema = TableSchema.learn(Rows(raw))
+    got, wanted = schema.transform(Rows(raw.set_axis(index))), schema.transform(Rows(raw))
+    for one, other in zip(got, wanted, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_what_a_model_makes_stays_within_the_columns_type():
+    schema = TableSchema.learn(Rows(pd.DataFrame({"byte": np.array([0, 10, 250], "uint8"), "long": [-5, 0, 7]})))
+    back = schema.inverse(np.float32([[-9, 0], [9, 1e30]])).frame
+    assert back["byte"].tolist() == [0, 255]
+    assert back["long"][1] > 2**62
+
+
+def test_the_columns_that_numpy_would_take_for_one_number_come_back_of_the_right_length(schema):
+    assert len(schema.inverse(np.zeros((0, *schema.shape), np.float32)).frame) == 0
+
+
+def test_rows_are_not_changed(schema):
+    raw = mixed()
+    schema.transform(Rows(raw))
+    pd.testing.assert_frame_equal(raw, mixed())
+
+
+def test_extra_columns_and_another_order_make_no_difference(schema):
+    raw = mixed()
+    x, observed = schema.transform(Rows(raw.assign(note="?")[["note", *reversed(raw.columns)]]))
+    for got, wanted in zip((x, observed), schema.transform(Rows(raw)), strict=True):
+        np.testing.assert_array_equal(got, wanted)
+
+
+# What is wrong with a table.
+
+TABLE = pd.DataFrame({"a": [1.0, 2, 3, 4], "b": [1, 2, 3, 4], "c": list("xyxy")})
+
+
+def spoilt(column, values, **more):
+    frame = TABLE.astype({column: object}) if column in TABLE else TABLE.copy()
+    frame[column] = values
+    return frame.infer_objects().assign(**more)
+
+
+@pytest.mark.parametrize(
+    ("frame", "message"),
+    [
+        (TABLE.drop(columns=["a", "c"]), "columns 'a', 'c' are missing; the model was trained with them"),
+        (TABLE.drop(columns="a"), "column 'a' is missing"),
+        (TABLE[["a", "a", "b", "c"]], "column 'a' twice in the rows; rename or leave one out"),
+        (spoilt("a", [1, None, 3, None]), r"column 'a' has 2 gaps (first: row 1); the training rows had none; fill"),
+        (spoilt("b", [1, "?", 3, "4"]), "column 'b' has 1 values that are no numbers (first: '?' in row 1); expected numbers"),
+        (spoilt("b", pd.to_datetime(["2020-01-01"] * 4)), "column 'b' has 4 values that are no numbers (first: Timestamp("),
+        (spoilt("b", [[1], [2], [3], [4]]), "column 'b' has 4 values that are no numbers (first: [1] in row 0)"),
+        (spoilt("b", [1j, 2, 3, 4]), "column 'b' has 4 values that are no numbers (first: np.complex128(1j) in row 0)"),
+        (spoilt("a", [1, np.inf, -np.inf, 2]), "column 'a' has 2 values that are not finite (first: row 1); leave them empty"),
+        (spoilt("a", [1, 2, 3, 1e300]), "column 'a' has 1 values too large to compute with (first: 1e+300 in row 3)"),
+        (spoilt("c", list("xzzy")), "column 'c' has 2 values of new categories 'z' (first: row 1); expected one of 'x', 'y'; map"),
+        (spoilt("c", [1, 2, 3, 4]), "column 'c' has 4 values of new categories '1', '2', '3', '4' (first: row 0)"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_a_table_is_said_with_value_expectation_and_remedy(frame, message):
+    schema = TableSchema.learn(Rows(TABLE))
+    with pytest.raises(DataError, match=re.escape(message)) as caught:
+        schema.transform(Rows(frame))
+    assert len(caught.value.problems) == 1
+
+
+def test_all_problems_of_a_table_come_in_one_error():
+    schema = TableSchema.learn(Rows(TABLE))
+    with pytest.raises(DataError, match=r"^table: .*'b' is missing.*'a' has 1 values that are not finite.*'c' has 4"):
+        schema.transform(Rows(pd.DataFrame({"a": [np.inf, 1, 2, 3], "c": list("abcd")})))
+
+
+def test_images_are_no_table_and_tables_no_images():
+    images, table = Rows(pd.DataFrame(index=range(2)), np.zeros((2, 3, 3), np.uint8)), Rows(TABLE)
+    with pytest.raises(
+        DataError,
+        match=r"got images \(3, 3\); expected a table with columns 'a', 'b', 'c', as \.csv or \.parquet",
+    ):
+        TableSchema.learn(table).transform(images)
+    with pytest.raises(DataError, match=r"got a table with 3 columns; expected images 3x3 with 1 channel, as \.npz"):
+        ImageSchema.learn(images, value_range=None).transform(table)
+
+
+@pytest.mark.parametrize(
+    ("column", "message"),
+    [
+        ([None, np.nan, None, None], "has no value in the training rows; add it to `drop`"),
+        ([7, 7, 7, 7], "is constant (7); expected two values or more; add it to `drop`"),
+        ([7, None, 7, 7], "is constant (7)"),
+        ([0.1, 0.1, 0.1, 0.1], "is constant (0.1)"),  # of which the computed deviation is not quite 0
+        ([0.0, 5e-324, 0, 0], "has values from 0 to 4.94066e-324; expected between 1e-150"),
+        (["u"] * 4, "is constant ('u'); expected two values or more"),
+        ([1, np.inf, 2, np.nan], "has 1 values that are not finite (first: row 1)"),
+        ([1e300, -1e300, 0, 1], "has values from -1e+300 to 1e+300; expected between 1e-150 and 1e+150; give them in another unit"),
+        (pd.to_datetime(["2020-01-01", "2020-01-02"] * 2), "has values of type datetime64"),
+        ([[1], [2], [3], [4]], "has values of type object; expected numbers, text or booleans; convert it or add it to `drop`"),
+        ([1, "x", 2, "y"], "has values of type object; expected numbers, text or booleans"),
+        ([1j, 2j, 3j, 4j], "has values of type complex128"),
+    ],
+)  # fmt: skip
+def test_a_column_that_cannot_be_learned_is_said_with_its_remedy(column, message):
+    frame = TABLE.assign(odd=pd.Series(column))
+    with pytest.raises(DataError, match=re.escape(f"table: column 'odd' {message}")):
+        TableSchema.learn(Rows(frame))
+
+
+def test_all_columns_that_cannot_be_learned_come_in_one_error():
+    frame = TABLE.assign(flat=1, empty=np.nan, far=[np.inf, 1, 2, 3])
+    with pytest.raises(DataError) as caught:
+        TableSchema.learn(Rows(frame))
+    assert [re.findall("'(.+?)'", p)[0] for p in caught.value.problems] == ["flat", "empty", "far"]
+    with pytest.raises(DataError, match="the table has no feature columns; expected at least one besides label"):
+        TableSchema.learn(Rows(TABLE[[]]))
+
+
+# Images.
+
+
+def noise(dtype, channels, low, high, n=6):
+    values = np.random.default_rng(0).uniform(low, high, (n, 5, 4, *([channels] if channels else [])))
+    values.flat[:2] = low, high
+    return values.astype(dtype) if np.dtype(dtype).kind == "f" else np.rint(values).astype(dtype)
+
+
+def as_rows(images):
+    return Rows(pd.DataFrame(index=pd.RangeIndex(len(images))), images)
+
+
+@pytest.mark.parametrize("channels", [0, 2, 3, 4])
+@pytest.mark.parametrize(
+    ("dtype", "low", "high", "given"),
+    [
+        ("uint8", 0, 255, False),
+        ("uint8", 0, 16, True),
+        ("uint16", 0, 65535, False),
+        ("int16", -1000, 3000, True),
+        ("int64", 0, 16, True),
+        ("bool", 0, 1, False),
+        ("float32", -1, 1, True),
+        ("float64", 0, 1, True),
+    ],
+)
+def test_images_of_every_type_and_channels_go_to_0_to_1_and_come_back(dtype, low, high, given, channels):
+    images = noise(dtype, channels, low, high)
+    schema = ImageSchema.learn(as_rows(images), value_range=(low, high) if given else None)
+    assert schema.shape == (channels or 1, 5, 4)
+    x, observed = schema.transform(as_rows(images))
+    assert x.shape == (6, *schema.shape)
+    assert observed is None
+    assert (x.min(), x.max()) == (0, 1)
+    back = schema.inverse(x).images
+    assert (back.dtype, back.shape) == (images.dtype, images.shape)
+    if images.dtype.kind == "f":
+        np.testing.assert_allclose(back, images, rtol=0, atol=1e-6 * (high - low))
+    else:
+        np.testing.assert_array_equal(back, images)
+    assert schema_from_json(json.loads(json.dumps(schema.to_json()))) == schema
+
+
+def test_channels_come_first_in_x_and_every_value_has_a_name():
+    images = noise("uint8", 3, 0, 255)
+    schema = ImageSchema.learn(as_rows(images), value_range=None)
+    flat = schema.transform(as_rows(images))[0].reshape(6, -1)
+    for at, feature in enumerate(schema.feature_of):
+        r, c, k = map(int, re.fullmatch(r"pixel_(\d)_(\d)_(\d)", schema.features[feature]).groups())
+        np.testing.assert_allclose(flat[:, at], images[:, r, c, k] / 255, rtol=1e-6)
+    grey = ImageSchema((1, 2, 2), 0.0, 1.0, "uint8")
+    assert grey.features == ("pixel_0_0", "pixel_0_1", "pixel_1_0", "pixel_1_1")
+
+
+def test_one_channel_may_have_an_axis_or_none():
+    images = noise("uint8", 0, 0, 255)
+    schema = ImageSchema.learn(as_rows(images), value_range=None)
+    assert ImageSchema.learn(as_rows(images[..., None]), value_range=None) == schema
+    np.testing.assert_array_equal(schema.transform(as_rows(images[..., None]))[0], schema.transform(as_rows(images))[0])
+
+
+def test_what_a_model_makes_stays_within_the_images_range():
+    for dtype, wanted in (("uint8", [0, 255]), ("bool", [False, True])):
+        schema = ImageSchema((1, 1, 2), 0.0, 255.0 if dtype == "uint8" else 1.0, dtype)
+        assert schema.inverse(np.float32([[[[-3, 7]]]])).images[0, 0].tolist() == wanted
+    # Three tenths of black and white are nearer to black.
+    assert schema.inverse(np.float32([[[[0.3, 0.7]]]])).images[0, 0].tolist() == [False, True]
+
+
+def put(row, value):
+    images = noise("float64", 0, 0, 16).round()
+    images[row, 0, 0] = value
+    return images
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (np.zeros((2, 8, 9), np.uint8), "got images 9x8 with 1 channel; expected images 4x5 with 1 channel; resize or convert them"),
+        (np.zeros((2, 5, 4, 3), np.uint8), "got images 4x5 with 3 channels; expected images 4x5 with 1 channel"),
+        (np.zeros((2, 20), np.uint8), "got an array of shape (2, 20) and type uint8; expected images 4x5 with 1 channel"),
+        (np.full((2, 5, 4), "x"), "and type <U1; expected images 4x5 with 1 channel, as numbers"),
+        (put(3, np.nan), "1 images hold values that are not finite (first: row 3); leave them out"),
+        (put(2, np.inf), "1 images hold values that are not finite (first: row 2)"),
+        (put(2, 17), "values reach from 0 to 17; expected 0 to 16; check the images' type and scale"),
+        (put(2, -1), "values reach from -1 to 16; expected 0 to 16"),
+        (put(4, 0.5), "1 images hold fractions (first: row 4); expected whole numbers from 0 to 16 (uint8); check the images' scale"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_an_image_set_is_said_with_value_expectation_and_remedy(images, message):
+    schema = ImageSchema.learn(as_rows(noise("uint8", 0, 0, 16)), value_range=(0, 16))
+    assert schema.problems(as_rows(noise("float32", 0, 0, 16).round())) == []
+    with pytest.raises(DataError, match=re.escape(f"images: {message}" if message.startswith("got") else message)):
+        schema.transform(as_rows(images))
+
+
+def test_a_range_that_the_images_do_not_tell_has_to_be_given_and_to_ascend():
+    with pytest.raises(DataError, match=r"values of type float64 from 0 to 1 have no range .*`range: \[low, high\]`"):
+        ImageSchema.learn(as_rows(noise("float64", 0, 0, 1)), value_range=None)
+    for low, high in ((16, 0), (3, 3), (0, np.nan)):
+        with pytest.raises(DataError, match=f"range is {low} to {high}; expected the lower end first, then a higher"):
+            ImageSchema.learn(as_rows(noise("uint8", 0, 0, 16)), value_range=(low, high))
+
+
+# On disk.
+
+
+def test_gaps_and_labels_survive_saving(schema, tmp_path):
+    x, observed = schema.transform(Rows(mixed()))
+    y, normal, ids = np.array(["a", "b"] * 20, object), np.arange(40) % 2 == 0, np.array([f"r{i}" for i in range(40)])
+    split = Split(x, observed, y, normal, ids)
+    Dataset("demo", schema, split, split, split, ("a note",)).save(tmp_path / "demo")
+    loaded = Dataset.load(tmp_path / "demo")
+    np.testing.assert_array_equal(loaded.test.observed, observed)
+    assert loaded.train.only_normal().ids.tolist() == ids[::2].tolist()
+    assert loaded.notes == ("a note",)
+    pd.testing.assert_frame_equal(
+        loaded.schema.inverse(loaded.test.x, loaded.test.observed).frame, schema.inverse(x, observed).frame
+    )
+
+
+def test_a_prepared_set_that_is_missing_or_damaged_is_named(schema, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"demo/train/x\.npy does not exist; run `dvc repro`"):
+        Dataset.load(tmp_path / "demo")
+    x, observed = schema.transform(Rows(mixed()))
+    split = Split(x, observed, None, None, np.arange(40))
+    Dataset("demo", schema, split, split, split).save(tmp_path / "demo")
+    whole = (tmp_path / "demo" / "test" / "observed.npy").read_bytes()
+    (tmp_path / "demo" / "test" / "observed.npy").write_bytes(whole[:200])
+    with pytest.raises(formats.FormatError, match=r"test/observed\.npy cannot be read: .*truncated; remove it and run"):
+        Dataset.load(tmp_path / "demo")
