@@ -38,6 +38,8 @@ def results(metrics: dict[str, dict[str, Any]]) -> str:
 def verdict(found: dict[str, Any]) -> str:
     """Return the verdict in a word, with the interval behind it."""
     low, high = found["difference"]["low"], found["difference"]["high"]
+    if number(found["score"]) == number(found["rival"]["score"]):
+        return "no difference that matters"
     word = "autoencoder wins" if low > 0 else "rival wins" if high < 0 else "no proven difference"
     return f"{word} ({low:+.4f} to {high:+.4f})"
 
@@ -50,9 +52,11 @@ def repeat(found: dict[str, Any]) -> str:
     lines = [f"`{found['contest']}`, mean over {found['seeds']} splits, test rows:", ""]
     lines.append("| | " + " | ".join(m.replace("_", " ") for m in metrics) + " |")
     lines.append("| --- |" + " --- |" * len(metrics))
-    shown = ["sevenfold", *found["rivals"]]
-    for name in sorted(shown, key=lambda n: (-test[n][found["primary"]], n)):
-        label = "**sevenfold** (the candidate chosen on validation)" if name == "sevenfold" else name.replace("_", " ")
+    for name in sorted(test, key=lambda n: (-test[n][found["primary"]], n != "sevenfold", n)):
+        if name == "sevenfold":
+            label = "**chosen** on validation, of the candidates"
+        else:
+            label = f"{name} ({'rival' if name in found['rivals'] else 'candidate'})"
         lines.append(f"| {label} | " + " | ".join(number(test[name][m]) for m in metrics) + " |")
     return "\n".join(lines)
 
