@@ -130,6 +130,27 @@ def test_a_set_of_any_format_has_sound_params_passes_its_suite_and_prepares(name
     assert {a for c in made.candidates for a in settings.candidates[c].applications} == wanted
 
 
+def test_a_rare_gap_or_category_outside_of_the_training_rows_is_a_warning(workspace, tmp_path):
+    frame = table()
+    add(workspace, _saved(frame, tmp_path / "first.csv"), **ROLES, name="first")
+    stages.prepare(workspace, "first")
+    held_out = frame["customer"].isin(Dataset.load(workspace.prepared("first")).test.ids).idxmax()
+    frame["city"] = frame["city"].astype(object)
+    frame.loc[held_out, "city"] = "Ultima Thule"
+    made = add(workspace, _saved(frame, tmp_path / "second.csv"), **ROLES, name="second")
+    assert any("Ultima Thule" in note and "only warns" in note for note in made.notes)
+    rows = stages.read_raw(workspace, stages.check(workspace), "second")
+    verdict = validation.check(stages.to_validate(rows), validation.read_suite(made.suite), dataset="second")
+    assert verdict.passed
+    assert any(r.column == "city" for r in verdict.failures("warning"))
+    stages.prepare(workspace, "second")
+
+
+def _saved(frame, path):
+    frame.to_csv(path, index=False)
+    return path
+
+
 def test_the_entry_says_what_was_said(workspace, csv):
     add(workspace, csv, **ROLES, drop=("age",))
     entry = params.load(workspace.params).datasets["mine"]
@@ -321,7 +342,7 @@ REFUSED = {
         None,
         {"name": "My Data"},
         ValueError,
-        "datasets.My Data: a name is lower-case letters",
+        "'My Data' is no name for a data set; a name is lower-case letters",
     ),
 }
 

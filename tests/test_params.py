@@ -284,12 +284,16 @@ def test_adding_a_data_set_keeps_every_line_that_was_there(tmp_path):
         new = params.add_dataset(path, "x", entry, more)
         assert path.read_text() == text  # writing is the caller's
 
-        def lines(given):
-            """Without the width of the space before a comment."""
-            return [re.sub(r"\s+#", " #", line) for line in given.splitlines()]
-
-        kept = iter(lines(new))
-        assert all(line in kept for line in lines(text))
+        kept = iter(new.splitlines())
+        assert all(line in kept for line in text.splitlines())
+        # What is new follows the last entry of its section, before the comments of the next one.
+        following = new.splitlines()[new.splitlines().index("  x-pca:") + 1 :]
+        assert following[:4] == [
+            "    dataset: x",
+            "    applications: [reduction]",
+            "    variant: pca",
+            "    options: {code: 1}",
+        ]
         path.write_text(new)
         settings = params.load(path)
         assert settings.datasets["x"].label == "y"

@@ -284,11 +284,25 @@ def test_all_that_is_wrong_with_the_values_comes_in_one_error():
         assert problem in str(caught.value)
 
 
-def test_values_that_only_the_other_splits_have_are_said():
+def test_a_rare_category_or_gap_need_not_be_among_the_training_rows():
     frame = table()
     test_rows = prepare(**ROLES).test.ids
     frame.loc[frame["key"] == test_rows[0], "kind"] = "z"
-    with pytest.raises(DataError, match="'kind' has 1 values of new categories 'z'"):
+    number = next(c for c in frame.columns if frame[c].dtype == "float64")
+    frame.loc[frame["key"] == test_rows[1], number] = np.nan
+    data = prepare(frame, **ROLES)
+    column = next(c for c in data.schema.columns if c.name == "kind")
+    assert "z" in column.categories
+    assert next(c for c in data.schema.columns if c.name == number).gaps
+    assert not data.test.observed.all()
+
+
+def test_values_of_the_other_splits_that_are_no_numbers_are_said():
+    frame = table()
+    test_rows = prepare(**ROLES).test.ids
+    number = next(c for c in frame.columns if frame[c].dtype == "float64")
+    frame.loc[frame["key"] == test_rows[0], number] = np.inf
+    with pytest.raises(DataError, match=f"column '{number}' has 1 values that are not finite"):
         prepare(frame, **ROLES)
 
 

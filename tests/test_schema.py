@@ -168,7 +168,7 @@ def spoilt(column, values, **more):
         (TABLE.drop(columns=["a", "c"]), "columns 'a', 'c' are missing; the model was trained with them"),
         (TABLE.drop(columns="a"), "column 'a' is missing"),
         (TABLE[["a", "a", "b", "c"]], "column 'a' twice in the rows; rename or leave one out"),
-        (spoilt("a", [1, None, 3, None]), r"column 'a' has 2 gaps (first: row 1); the training rows had none; fill"),
+        (spoilt("a", [1, None, 3, None]), r"column 'a' has 2 gaps (first: row 1); the data set it learned from had none; fill"),
         (spoilt("b", [1, "?", 3, "4"]), "column 'b' has 1 values that are no numbers (first: '?' in row 1); expected numbers"),
         (spoilt("b", pd.to_datetime(["2020-01-01"] * 4)), "column 'b' has 4 values that are no numbers (first: Timestamp("),
         (spoilt("b", [[1], [2], [3], [4]]), "column 'b' has 4 values that are no numbers (first: [1] in row 0)"),

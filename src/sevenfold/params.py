@@ -131,13 +131,6 @@ class Params(_Frozen):
         return {name: c for name, c in self.candidates.items() if c.dataset == dataset}
 
 
-def _yaml() -> ruamel.yaml.YAML:
-    yaml = ruamel.yaml.YAML()
-    yaml.preserve_quotes = True
-    yaml.width = 120
-    return yaml
-
-
 def load(path: Path) -> Params:
     """Read params.yaml and check everything that can be checked without importing torch.
 
@@ -149,6 +142,15 @@ def load(path: Path) -> Params:
     if problems:
         raise ParamsError(path, problems)
     return params
+
+
+def require_name(name: str) -> None:
+    """Raise a ValueError unless params.yaml may hold this name."""
+    try:
+        pydantic.TypeAdapter(Name).validate_python(name)
+    except pydantic.ValidationError:
+        rule = "lower-case letters, digits, _ and -, and begins with a letter"
+        raise ValueError(f"{name!r} is no name for a data set; a name is {rule}") from None
 
 
 def examine(path: Path, text: str | None = None) -> tuple[Params, list[str]]:
@@ -328,14 +330,42 @@ def add_dataset(path: Path, name: str, entry: Mapping[str, Any], more: Mapping[s
         entry: goes under `datasets`.
         more: section -> entries to add there, for example a first candidate.
     """
-    yaml = _yaml()
-    document = yaml.load(path.read_text(encoding="utf-8"))
-    document["datasets"][name] = dict(entry)
-    for section, entries in more.items():
-        if document.get(section) is None:
-            document[section] = {}
-        for key, value in entries.items():
-            document[section][key] = value
+    lines = path.read_text(encoding="utf-8").splitlines()
+    for section, entries in {"datasets": {name: entry}, **more}.items():
+        _insert(lines, section, entries)
+    return "\n".join(lines) + "\n"
+
+
+def _insert(lines: list[str], section: str, entries: Mapping[str, Any]) -> None:
+    """Add entries after the last one of a section, which is made where there is none.
+
+    By lines and not by a YAML library, which would move comments from what follows them to what they follow.
+    """
+    yaml = ruamel.yaml.YAML()
+    yaml.default_flow_style = None  # the innermost collections on one line, as the file has them
+    yaml.width = 120
+    yaml.indent(mapping=2, sequence=4, offset=2)
     out = io.StringIO()
-    yaml.dump(document, out)
-    return out.getvalue()
+    yaml.dump({section: _plain(entries)}, out)
+    new = out.getvalue().splitlines()
+    start = next((i for i, line in enumerate(lines) if line.startswith(f"{section}:")), None)
+    if start is None:
+        lines += ["", *new]
+        return
+    if lines[start].partition(":")[2].partition("#")[0].strip() in {"{}", "null", "~"}:
+        lines[start] = f"{section}:"
+    end = start + 1
+    for i in range(start + 1, len(lines)):
+        if lines[i].startswith("#") or not lines[i].strip():
+            continue  # belongs to what comes after it, unless more of the section follows
+        if not lines[i].startswith(" "):
+            break
+        end = i + 1
+    lines[end:end] = new[1:]
+
+
+def _plain(value: Any) -> Any:
+    """Return nested mappings and sequences as dicts and lists, which is all that YAML knows."""
+    if isinstance(value, Mapping):
+        return {key: _plain(inner) for key, inner in value.items()}
+    return [_plain(inner) for inner in value] if isinstance(value, (list, tuple)) else value

@@ -1,6 +1,6 @@
 """From raw rows to a data set: leave out what is not a feature, split, learn the schema, transform.
 
-Everything that depends on the data is learned from the training rows alone.
+Statistics are learned from the training rows alone. Just what there may be, categories and gaps, is taken from all rows.
 """
 
 import hashlib
@@ -69,10 +69,10 @@ def prepare(
     if problems:
         raise DataError(name, problems)
     problems = _crossing(features, places)
-    schema, more_problems = _learn(features.take(places["train"]), tuple(categorical), value_range)
+    schema, more_problems = _learn(features.take(places["train"]), features, tuple(categorical), value_range)
     problems += more_problems
     if schema is not None:
-        # The schema knows the training rows only: values that just the other splits have come to light here.
+        # Statistics are of the training rows only: values of the other splits that are no numbers come to light here.
         problems += schema.problems(features)
     if problems or schema is None:
         raise DataError(name, problems)
@@ -95,11 +95,14 @@ def prepare(
 
 
 def _learn(
-    train: formats.Rows, categorical: tuple[str, ...], value_range: tuple[float, float] | None
+    train: formats.Rows,
+    domain: formats.Rows,
+    categorical: tuple[str, ...],
+    value_range: tuple[float, float] | None,
 ) -> tuple[base.Schema | None, list[str]]:
     """Return the schema, as far as there is one, and what is wrong."""
     if train.images is None:
-        return TableSchema.examine(train, categorical=categorical)
+        return TableSchema.examine(train, categorical=categorical, domain=domain)
     try:
         return ImageSchema.learn(train, value_range=value_range), []
     except DataError as error:

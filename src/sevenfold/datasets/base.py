@@ -175,8 +175,8 @@ class Column:
 
     dtype: the NumPy type in which values come back ("str" for text).
     mean, scale: of the observed values, in the column's own unit (numeric only).
-    categories: sorted texts (categorical only); one value of x for each.
-    gaps: whether the training split had any, so whether later rows may.
+    categories: sorted texts of the whole data set (categorical only); one value of x for each.
+    gaps: whether the data set has any, so whether later rows may.
     """
 
     name: str
@@ -194,7 +194,7 @@ class Column:
 
 @dataclass(frozen=True)
 class TableSchema(Schema):
-    """A table of numeric and categorical columns, gaps allowed where the training split had some.
+    """A table of numeric and categorical columns, gaps allowed where the data set has some.
 
     Numeric columns are standardised, categorical ones become one value per category (one-hot). A gap is 0 in x, which
     is the mean of a standardised column, and False in `observed`.
@@ -279,12 +279,21 @@ class TableSchema(Schema):
         return schema
 
     @classmethod
-    def examine(cls, rows: formats.Rows, *, categorical: tuple[str, ...] = ()) -> tuple["TableSchema", list[str]]:
-        """Return the schema of the columns that can be learned, and what is wrong with the others."""
+    def examine(
+        cls, rows: formats.Rows, *, categorical: tuple[str, ...] = (), domain: formats.Rows | None = None
+    ) -> tuple["TableSchema", list[str]]:
+        """Return the schema of the columns that can be learned, and what is wrong with the others.
+
+        Args:
+            rows: those that statistics are learned from.
+            categorical: numeric columns to be taken as categories.
+            domain: more rows, which tell just what there may be: which categories, and where gaps. A rare one of
+                these need not be among the training rows. By default `rows`.
+        """
         columns, problems = [], []
         for name, values in rows.frame.items():
             kind = "categorical" if name in categorical else kind_of(values)
-            learned = _learn(str(name), values, kind)
+            learned = _learn(str(name), values, kind, values if domain is None else domain.frame[name])
             if isinstance(learned, Column):
                 columns.append(learned)
             else:
@@ -294,19 +303,22 @@ class TableSchema(Schema):
         return cls(tuple(columns)), problems
 
 
-def _learn(name: str, values: pd.Series, kind: Literal["numeric", "categorical"] | None) -> Column | str:
+def _learn(
+    name: str, values: pd.Series, kind: Literal["numeric", "categorical"] | None, domain: pd.Series
+) -> Column | str:
     """Return a column, or what keeps it from being one."""
     present = _plain(values.dropna())
-    gaps = len(present) < len(values)
+    gaps = bool(domain.isna().any())
     if present.empty:
         return f"column {name!r} has no value in the training rows; add it to `drop`"
     if kind is None:
         got = f"column {name!r} has values of type {values.dtype}"
         return f"{got}; expected numbers, text or booleans; convert it or add it to `drop`"
     if kind == "categorical":
-        categories = tuple(sorted(as_text(present).unique()))
-        if len(categories) == 1:
-            return f"column {name!r} is constant ({categories[0]!r}); expected two values or more; add it to `drop`"
+        seen = as_text(present).unique()
+        if len(seen) == 1:
+            return f"column {name!r} is constant ({seen[0]!r}); expected two values or more; add it to `drop`"
+        categories = tuple(sorted(as_text(_plain(domain.dropna())).unique()))
         dtype = present.to_numpy().dtype.name if present.dtype.kind in "biuf" else "str"
         return Column(name, kind, dtype, categories=categories, gaps=gaps)
     numbers = present.to_numpy(np.float64)
@@ -402,7 +414,7 @@ def _column_problems(column: Column, values: pd.Series) -> list[str]:
     if missing.any() and not column.gaps:
         first = int(missing.to_numpy().argmax())
         found.append(
-            f"column {column.name!r} has {missing.sum()} gaps (first: row {first}); the training rows had none; fill them first"
+            f"column {column.name!r} has {missing.sum()} gaps (first: row {first}); the data set it learned from had none; fill them first"
         )
     present = values[~missing]
     if column.kind == "categorical":
