@@ -11,10 +11,22 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import zc.lockfile
 
 from conftest import make_project
 from flows import devices
 from sevenfold import bundles, registry
+
+WITH_SERVER = """
+import os, subprocess, sys
+from flows import server
+from sevenfold import pipeline, workspace
+place = workspace.find()
+with place.settled(), server.standing(place) as url:
+    os.environ["PREFECT_API_URL"] = url
+    sys.exit(subprocess.call([sys.executable, "-m", *(sys.argv[1:] or ["flows.training"])]))
+"""
+"""Runs one flow with a server of its own, as `sevenfold run` does once it knows what is stale."""
 
 
 def history(project):
@@ -73,6 +85,44 @@ def test_the_whole_history_is_kept_and_no_task_is_stuck(ran):
     listed = project.run("dvc", "stage", "list", "--all", "--name-only").stdout.split()
     elections = ["elect digits-reduction", "elect wdbc-anomaly"]
     assert sorted(tasks) == sorted((name, "Completed") for name in [*listed, *elections, "score"])
+
+
+def test_verdicts_scores_and_the_report_are_artifacts_of_the_run(ran):
+    project, _ = ran
+    with sqlite3.connect(project.root / ".sevenfold/prefect/prefect.db") as connection:
+        found = dict(connection.execute("SELECT key, data FROM artifact").fetchall())
+    assert set(found) == {"data-digits", "data-wdbc", "scorecard", "report", "receipt"}
+    assert "passed" in found["data-wdbc"]
+    assert "wdbc-anomaly/1" in found["scorecard"]
+    assert (project.root / "results/report.html").as_uri() in found["report"]
+
+
+def test_a_held_lock_is_waited_for_and_not_a_failure(project):
+    project.edit("params.yaml", "hidden: [128]", "hidden: [132]")
+    command = [sys.executable, "-c", WITH_SERVER, "flows.training"]
+    seen, lock = [], None
+    with subprocess.Popen(
+        command, cwd=project.root, env=project.environment(), stdout=subprocess.PIPE, text=True
+    ) as run:
+        for line in run.stdout:
+            seen.append(line)
+            if "digits-deep: 12 epochs" in line and lock is None:
+                lock = _taken(project.root / ".dvc/tmp/lock")
+            elif "Unable to acquire lock" in line:
+                lock.close()
+    assert run.returncode == 0, "".join(seen)
+    assert any("Unable to acquire lock" in line for line in seen)
+    _, tasks = history(project)
+    assert [state for name, state in tasks if name == "train@digits-deep"] == ["Completed", "Completed"]
+
+
+def _taken(path):
+    """Return DVC's lock, which it lets go of while a stage's command runs."""
+    while True:
+        try:
+            return zc.lockfile.LockFile(str(path))
+        except zc.lockfile.LockError:
+            time.sleep(0.01)
 
 
 def test_a_whole_run_asks_for_no_address_outside_of_this_machine(ran):
@@ -212,20 +262,11 @@ def test_the_batch_flow_runs_a_champion_over_new_rows(project):
     rows = pd.read_parquet(project.root / "data/raw/wdbc.parquet").drop(columns="diagnosis").head(40)
     rows.insert(0, "patient", [f"p{i}" for i in range(40)])
     rows.to_csv(project.root / "rows.csv", index=False)
-    code = (
-        "import os\nfrom flows import server\nfrom sevenfold import workspace\n"
-        "place = workspace.find()\n"
-        "with place.settled(), server.standing(place) as url:\n"
-        "    os.environ['PREFECT_API_URL'] = url\n"
-        "    import subprocess, sys\n"
-        "    sys.exit(subprocess.call([sys.executable, '-m', 'flows.batch', *sys.argv[1:]]))\n"
-    )
-    done = project.run(sys.executable, "-c", code, "score", "wdbc-anomaly", "rows.csv", "out.parquet")
+    batch = [sys.executable, "-c", WITH_SERVER, "flows.batch", "score", "wdbc-anomaly"]
+    done = project.run(*batch, "rows.csv", "out.parquet")
     assert "40 rows by wdbc-anomaly/1" in done.stdout
     assert list(pd.read_parquet(project.root / "out.parquet")["patient"]) == list(rows["patient"])
-    failed = project.run(
-        sys.executable, "-c", code, "score", "wdbc-anomaly", "nowhere.csv", "other.parquet", check=False
-    )
+    failed = project.run(*batch, "nowhere.csv", "other.parquet", check=False)
     assert failed.returncode == 1
     assert "error: nowhere.csv does not exist" in failed.stderr
     assert not (project.root / "other.parquet").exists()

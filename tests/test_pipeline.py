@@ -127,19 +127,21 @@ def test_what_dvc_did_is_told_apart(project):
         assert reproduction.run("train@wdbc-pca", project.environment(), print) == "restored"
 
 
-def test_a_held_lock_is_told_apart_from_a_failure(project):
+def test_a_held_lock_is_told_apart_from_a_failure(project, monkeypatch):
     code = "import sys, zc.lockfile as z; lock = z.LockFile(sys.argv[1]); print('held', flush=True); sys.stdin.read()"
     lock = project.root / ".dvc/tmp/lock"
-    holder = subprocess.Popen(
-        [sys.executable, "-c", code, str(lock)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    try:
+    command = [sys.executable, "-c", code, str(lock)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout.readline() == "held\n"
         project.edit("params.yaml", "code: 8}", "code: 7}")
         with Reproduction(project.workspace) as reproduction, pytest.raises(pipeline.BusyError, match="try again"):
             reproduction.run("train@wdbc-pca", project.environment(), print)
-    finally:
-        holder.communicate()
+        monkeypatch.setattr(pipeline, "PATIENCE", 1.0)
+        with pytest.raises(pipeline.BusyError, match="has held its lock for 1 s; wait for it, or end it"):
+            pipeline.stale(project.workspace)
+        monkeypatch.setattr(pipeline, "PATIENCE", 60.0)
+        threading.Timer(2, holder.stdin.close).start()
+        assert "train@wdbc-pca" in names(project)
 
 
 def test_stopping_ends_the_trainer_too(project):

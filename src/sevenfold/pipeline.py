@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -14,6 +15,9 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 from sevenfold.workspace import Workspace
+
+PATIENCE = 60.0
+"""Seconds to wait for a lock of DVC's before the graph is read."""
 
 Outcome = Literal["ran", "restored", "unchanged"]
 """What DVC did for a stage: ran its command, took its outputs from the cache, or found nothing to do."""
@@ -114,13 +118,30 @@ def stale(workspace: Workspace) -> list[Stage]:
     A stage that comes after may turn out unchanged once those before it are done; running it then costs a second.
     """
     with _repository(workspace) as repository:
-        status = repository.status()
+        status = _status(repository)
         changed = {_name(workspace, node) for node in repository.index.graph if node.cmd and node.addressing in status}
         found: list[Stage] = []
         for stage in _stages(workspace, repository):
             if stage.name in changed or any(earlier.name in stage.before for earlier in found):
                 found.append(stage)
         return found
+
+
+def _status(repository: Any) -> dict[str, Any]:
+    """Return what DVC finds changed, after waiting for another DVC process where one holds its lock."""
+    from dvc.lock import LockError
+
+    end = time.monotonic() + PATIENCE
+    while True:
+        try:
+            found: dict[str, Any] = repository.status()
+            return found
+        except LockError:
+            if time.monotonic() > end:
+                raise BusyError(
+                    f"another DVC process has held its lock for {PATIENCE:.0f} s; wait for it, or end it"
+                ) from None
+            time.sleep(0.5)
 
 
 @contextmanager

@@ -173,7 +173,8 @@ def _descend(
         model.train()
         taken: list[Tensor] = []
         batches = torch.split(torch.randperm(len(x)).to(x.device), size)
-        for rows in batches:
+        for batch, rows in enumerate(batches):
+            model.progress = (step + batch) / steps
             losses = model.losses(x[rows], None if observed is None else observed[rows])
             values = torch.stack(list(losses.values()))
             optimizer.zero_grad(set_to_none=True)
@@ -204,6 +205,7 @@ def _descend(
         on_epoch(epochs[-1])
         if since >= settings.patience:
             break
+    model.progress = 1.0
     model.load_state_dict(best_weights)
     return History(tuple(epochs))
 

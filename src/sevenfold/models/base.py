@@ -18,8 +18,12 @@ class Autoencoder(nn.Module, ABC):
     defaults: params.yaml owns the numbers. In `eval` mode both ways are deterministic and treat each sample on its own.
     """
 
+    progress: float
+    """Share of the training that is done, 0 to 1, for what is warmed up or annealed; training sets it before each step."""
+
     def __init__(self, shape: tuple[int, ...], code: int) -> None:
         super().__init__()
+        self.progress = 1.0
         size = int(torch.Size(shape).numel())
         if not 1 <= code <= size:
             raise ValueError(f"code is {code}; expected 1 to {size}, the number of values in a sample of shape {shape}")
