@@ -9,7 +9,7 @@ import os
 import signal
 import subprocess
 import sys
-from contextlib import ExitStack
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
@@ -19,21 +19,34 @@ from sevenfold.workspace import Workspace
 
 
 def main() -> int:
-    """Run everything that is due; 0 after success, else what the first flow that failed ended with."""
-    place = workspace.find()
+    """Run everything that is due; 0 after success, 1 after an error, 128 and the signal's number after a signal."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, _end)
+    try:
+        return _run(workspace.find())
+    except (ValueError, LookupError, OSError, RuntimeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)
+
+
+def _run(place: Workspace) -> int:
     with place.settled():
+        with place.alone():
+            pass  # before anything is asked of DVC, whose locks a run under way holds
         stale, unheld = pipeline.stale(place), election.pending(place)
-        job = None if stale or unheld else _due(place)
         code = 0
-        if stale or unheld or job:
-            with ExitStack() as stack:
-                os.environ["PREFECT_API_URL"] = stack.enter_context(server.standing(place))
+        if stale or unheld or _due(place):
+            with server.standing(place) as url:
+                os.environ["PREFECT_API_URL"] = url
                 # The display has its own lines; Prefect's are in its pages.
                 os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
                 if stale or unheld:
-                    print(
-                        f"{len(stale)} stages to bring up to date, then {len(_contests(place))} elections", flush=True
-                    )
+                    elections = len(_contests(place))
+                    print(f"{len(stale)} stages to bring up to date, then {elections} elections", flush=True)
                     code = _call("flows.training")
                 if job := _due(place):
                     code = _call("flows.batch", *job) or code
@@ -63,19 +76,19 @@ def _due(place: Workspace) -> tuple[str, str, str, str] | None:
 
 
 def _call(module: str, *arguments: str) -> int:
-    """Run a module as a process, and hand on a request to end."""
-    # A session of its own, so that Ctrl-C in a terminal reaches it once, by way of `hand_on`.
+    """Run a module as a process. A signal ends it first, by force if need be, and then this process."""
+    # A session of its own, so that Ctrl-C in a terminal reaches it once, by way of this process.
     process = subprocess.Popen([sys.executable, "-m", module, *arguments], start_new_session=True)
-
-    def hand_on(number: int, frame: FrameType | None) -> None:
-        process.send_signal(number)
-
-    before = {number: signal.signal(number, hand_on) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         return process.wait()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    except SystemExit:
+        # Asked twice, since a process that is just starting may miss the first time.
+        for number, patience in ((signal.SIGTERM, 20), (signal.SIGTERM, 20), (signal.SIGKILL, 5)):
+            with suppress(subprocess.TimeoutExpired):
+                process.send_signal(number)
+                process.wait(patience)
+                break
+        raise
 
 
 def _finish(place: Workspace) -> None:

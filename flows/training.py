@@ -7,7 +7,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import filelock
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
@@ -37,7 +36,7 @@ def training(folder: str | None = None) -> None:
         RunError: a stage or an election failed; the message names each, and everything else was done.
     """
     place = workspace.find(Path(folder) if folder else None)
-    with place.settled(), _alone(place):
+    with place.settled(), place.alone():
         settings = stages.check(place)
         plan = pipeline.stale(place)
         names = _contest_names(settings)
@@ -48,22 +47,6 @@ def training(folder: str | None = None) -> None:
     if failures:
         count = f"{len(failures)} step{'s' * (len(failures) > 1)}"
         raise RunError(f"{count} failed: " + "; ".join(f"{name}: {reason}" for name, reason in failures.items()))
-
-
-class _alone(filelock.FileLock):  # noqa: N801  # reads as an adjective where it is used
-    """Two runs on one workspace would wait for each other's locks at every stage, so the second says so at once."""
-
-    def __init__(self, place: Workspace) -> None:
-        super().__init__(place.locks / "run.lock", timeout=0)
-
-    def __enter__(self) -> "_alone":
-        try:
-            super().__enter__()
-        except filelock.Timeout:
-            raise RunError(
-                "another run works on this workspace; wait for it, or see `sevenfold doctor` for its process"
-            ) from None
-        return self
 
 
 def fan_out(

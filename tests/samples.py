@@ -1,6 +1,7 @@
 """Small data sets for contract tests, and the options that params.yaml gives each variant and application."""
 
 import functools
+import re
 from pathlib import Path
 
 import numpy as np
@@ -98,6 +99,20 @@ def options(variant):
 
 def spec(variant, kind):
     return ModelSpec(variant, tuple(dataset(kind).schema.shape), options(variant))
+
+
+def refusal(variant, shape):
+    """Return why a variant does not take samples of this shape, or None.
+
+    Only an error that names the shape, what the variant takes and what to use instead is a refusal; others go through.
+    """
+    try:
+        ModelSpec(variant, tuple(shape), options(variant)).build()
+    except ValueError as error:
+        if not re.fullmatch(rf"shape is {re.escape(str(tuple(shape)))}; expected .+; use .+", str(error)):
+            raise
+        return f"{variant}: {error}"
+    return None
 
 
 def fit(of, train, validation, *, seed=0, settings=SETTINGS, on_epoch=lambda epoch: None):

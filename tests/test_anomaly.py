@@ -158,7 +158,9 @@ def test_the_score_joins_the_error_over_observed_cells_with_the_distance_to_norm
     distances = np.linalg.norm(latent[:, None] - state["reference"][None], axis=2)
     distance = np.log(np.sort(distances, axis=1)[:, :5].mean(axis=1) + 1e-3)
     terms = (np.stack([error, distance], axis=1) - state["term_center"]) / state["term_scale"]
-    score = terms @ state["term_weight"] + latent @ state["code_weight"] + state["offset"]
+    latent = np.clip(latent, -state["code_bound"], state["code_bound"])
+    learned = terms @ state["term_weight"] + latent @ state["code_weight"] + state["offset"]
+    score = np.maximum(learned, state["threshold"] + terms.mean(axis=1) - state["limit"])
     np.testing.assert_allclose(judgement.test.values["score"], score, rtol=1e-3, atol=1e-3)
 
 
@@ -221,6 +223,23 @@ def test_the_threshold_flags_the_stated_share_of_fresh_normal_rows(contest, rate
     flagged = calibrated.evaluate(model, fresh, data.train).metrics["false_positive_rate"]
     # The threshold comes from 800 rows: four standard errors of both samples together.
     assert flagged == pytest.approx(rate, abs=4 * np.sqrt(rate * (1 - rate) * (1 / 800 + 1 / 4000)))
+
+
+@pytest.mark.parametrize("columns", ["all", "one"])
+def test_a_row_far_out_is_flagged_in_whatever_direction_and_the_more_so_the_further(contest, columns):
+    data, model, application = contest
+    generator = np.random.default_rng(0)
+    direction = generator.choice([-1, 1], size=(300, 10))
+    if columns == "one":
+        direction = direction * (np.arange(10) == generator.integers(10, size=(300, 1)))
+    deviation = data.train.x.std(axis=0)
+    scores = []
+    for distance in (100, 1000, 10000):
+        x = (normals(300, seed=7) + distance * deviation * direction).astype(np.float32)
+        scores.append(application.predict(model, x, None, data.schema)["score"])
+        assert (scores[-1] > application.state["threshold"]).all()
+    assert (scores[0] < scores[1]).mean() > 0.99
+    assert (scores[1] < scores[2]).mean() > 0.99
 
 
 def test_a_few_labelled_anomalies_are_not_looked_at():

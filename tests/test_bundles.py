@@ -35,9 +35,23 @@ def folder(tmp_path):
 
 
 def edit(folder, **changes):
-    """Change entries of bundle.json, keeping all else as it is."""
+    """Change entries of bundle.json and its sum, as somebody would who knows how it is made."""
     path = folder / "bundle.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    description = json.loads(path.read_text()) | changes
+    if isinstance(description["sha256"], dict):
+        description["sha256"]["bundle.json"] = bundles.digest_of(description)
+    path.write_text(json.dumps(description))
+
+
+def within(entry, *path, **changes):
+    """Return a nested entry of a description with some values changed."""
+    if not path:
+        return entry | changes
+    inner = entry[path[0]]
+    changed = within(inner, *path[1:], **changes)
+    if isinstance(entry, list):
+        return [*entry[: path[0]], changed, *entry[path[0] + 1 :]]
+    return entry | {path[0]: changed}
 
 
 @pytest.mark.parametrize(("name", "kind"), CASES)
@@ -179,12 +193,12 @@ def test_a_bundle_that_is_not_the_expected_one_is_refused(folder):
         bundles.load(folder, expected="0" * 64)
 
 
-@pytest.mark.parametrize("newer", [2, None, "1"])
+@pytest.mark.parametrize("newer", [3, None, "2"])
 def test_another_format_is_told_before_anything_else(folder, newer):
     edit(folder, format=newer, model={"layout": "unheard of"})
     (folder / "more.safetensors").write_bytes(b"")
     with pytest.raises(
-        BundleError, match=rf"has bundle format {newer!r}; this version reads 1; use the sevenfold version"
+        BundleError, match=rf"has bundle format {newer!r}; this version reads 2; use the sevenfold version"
     ):
         bundles.load(folder)
 
@@ -195,13 +209,28 @@ def test_another_format_is_told_before_anything_else(folder, newer):
         ({"model": {"variant": "../../evil", "shape": [12], "options": {}}}, r"no '\.\./\.\./evil' in models/"),
         ({"application": {"name": "../evil", "options": {}}}, r"no '\.\./evil' in applications/"),
         ({"application": {"name": "base", "options": {}}}, r"no 'base' in applications/"),
-        ({"application": {"name": "anomaly", "options": {"neighbours": 3}}}, r"missing .* keyword-only arguments"),
+        (
+            {"application": {"name": "anomaly", "options": {"neighbours": 3}}},
+            r"anomaly: options missing: false_positive_rate, reasons",
+        ),
         ({"application": {}}, r"bundle\.json has no entry 'name'"),
         (
-            {"model": {"variant": "pca", "shape": [12], "options": {"code": 4}}},
+            {"model": {"variant": "pca", "shape": [15], "options": {"code": 3}}},
             r"model\.safetensors does not hold the weights of pca",
         ),
-        ({"model": {"variant": "pca", "shape": [12], "options": []}}, "no attribute"),
+        (
+            {"model": {"variant": "pca", "shape": [12], "options": []}},
+            r"the options of pca are \[\]; expected an object",
+        ),
+        (
+            {
+                "application": {
+                    "name": "anomaly",
+                    "options": {"false_positive_rate": "0.1", "neighbours": 3, "reasons": 2},
+                }
+            },
+            "anomaly: option 'false_positive_rate' is '0.1': input should be a valid number",
+        ),
         ({"schema": {"kind": "images"}}, r"bundle\.json has no entry 'shape'"),
         ({"sha256": {}}, r"model\.safetensors is truncated or damaged"),
         ({"sha256": [1]}, r"model\.safetensors is truncated or damaged"),
@@ -210,6 +239,47 @@ def test_another_format_is_told_before_anything_else(folder, newer):
 def test_a_description_that_says_something_impossible_is_refused(folder, changes, reason):
     edit(folder, **changes)
     with pytest.raises(BundleError, match=rf"is no sound bundle: .*{reason}.*; take it from the registry again"):
+        bundles.load(folder)
+
+
+def test_a_schema_that_no_training_can_have_written_is_refused(folder, tmp_path):
+    schema = json.loads((folder / "bundle.json").read_text())["schema"]
+    for change, reason in (
+        ({"columns": schema["columns"][1:]}, r"the schema makes samples of shape \(\d+,\); the model wants"),
+        (within(schema, "columns", 0, scale=0.0), "has scale 0.0; expected more than 0"),
+        (within(schema, "columns", 0, scale=float("nan")), "has scale nan; expected more than 0"),
+    ):
+        edit(folder, schema=schema | change)
+        with pytest.raises(BundleError, match=rf"is no sound bundle: .*{reason}"):
+            bundles.load(folder)
+    bundles.save(tmp_path / "images", bundle("reduction", "images"))
+    edit(
+        tmp_path / "images",
+        schema=json.loads((tmp_path / "images" / "bundle.json").read_text())["schema"] | {"high": -1},
+    )
+    with pytest.raises(BundleError, match="expected the lower end first"):
+        bundles.load(tmp_path / "images")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        ("schema", "columns", 0, "mean"),
+        ("application", "options", "neighbours"),
+        ("origin", "seed"),
+        ("sha256", "bundle.json"),
+    ],
+)
+def test_a_changed_number_in_the_description_is_found_even_where_the_digest_is_not_known(folder, path):
+    file = folder / "bundle.json"
+    description = json.loads(file.read_text())
+    *places, name = path
+    place = description
+    for key in places:
+        place = place[key]
+    place[name] = "0" * 64 if name == "bundle.json" else place[name] + 1
+    file.write_text(json.dumps(description))
+    with pytest.raises(BundleError, match=r"bundle\.json is damaged or was changed: what it says has another SHA-256"):
         bundles.load(folder)
 
 

@@ -199,9 +199,11 @@ def test_whatever_a_decision_rests_on_opens_it_again_when_it_changes(place, hold
     assert election.pending(place) == []
 
 
-def test_the_champion_is_judged_again_on_todays_rows_and_not_by_its_stored_number(place, hold):
+def test_the_champion_is_judged_again_on_todays_rows_that_it_never_saw_and_not_by_its_stored_number(place, hold):
     write_params(place, "weak")
     hold()
+    before = Dataset.load(place.prepared("table"))
+    known = np.concatenate([before.train.ids, before.validation.ids])
     old = bundles.load(place.evaluation("weak") / "reduction" / "bundle")
     # Another split: other test rows, and another mean and scale of every column.
     build(place, "good", split=1)
@@ -212,11 +214,24 @@ def test_the_champion_is_judged_again_on_todays_rows_and_not_by_its_stored_numbe
     assert data.schema.to_json() != old.schema.to_json()
     new = bundles.load(place.evaluation("good") / "reduction" / "bundle")
     raw = tiny.table(200)
-    test = raw.take(np.flatnonzero(raw.frame["customer"].isin(data.test.ids)))
+    fresh = np.setdiff1d(data.test.ids, known)
+    assert election.FEWEST_ROWS <= len(fresh) < len(data.test)
+    test = raw.take(np.flatnonzero(raw.frame["customer"].isin(fresh)))
     difference = explained(new.model, *data.schema.transform(test)) - explained(old.model, *old.schema.transform(test))
     (reason,) = [r for r in outcome.reasons if "beats today's champion" in r]
     assert float(reason.split("by ")[1].split(",")[0]) == pytest.approx(difference, abs=2e-4)
+    assert any(f"on the {len(fresh)} test rows that it has never seen" in r for r in outcome.reasons)
     assert registry.champion(place, NAME).tags["decided_against"] == f"{NAME}/1"
+
+
+def test_a_champion_that_has_seen_most_of_todays_test_rows_is_not_compared_by_what_it_learned(place, hold, monkeypatch):
+    write_params(place, "good")
+    hold()
+    monkeypatch.setattr(election, "FEWEST_ROWS", 80)
+    build(place, "weak", split=1)
+    outcome = hold()
+    assert outcome.promoted
+    assert any(f"{NAME}/1 has never seen" in r and "needs 80; it is not compared" in r for r in outcome.reasons)
 
 
 def test_who_is_not_proven_better_than_the_champion_becomes_challenger(place, hold):

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from sevenfold import enrolment, files, formats, params, stages, validation
+from sevenfold import cli, enrolment, files, formats, params, pipeline, stages, validation
 from sevenfold.datasets.base import DataError, Dataset
 from sevenfold.workspace import Workspace
 
@@ -36,6 +36,7 @@ def track(workspace, path):
 
 def add(workspace, path, name="mine", **changes):
     given = {"label": None, "normal": (), "identifier": None, "group": None, "drop": (), "value_range": None}
+    given |= {"categorical": (), "separator": None, "gaps": (), "labels": None}
     return enrolment.add(workspace, name, path, **{**given, "track": track, **changes})
 
 
@@ -182,7 +183,9 @@ def test_equal_rows_are_kept_once_and_the_suite_sees_training_rows_only(workspac
     frame.to_csv(tmp_path / "a.csv", index=False)
     made = add(workspace, tmp_path / "a.csv", label="churn")
     assert params.load(workspace.params).datasets["mine"].duplicates == "drop"
-    assert "equal rows are kept once (`duplicates: drop`)" in made.notes
+    (note,) = [n for n in made.notes if "duplicates: drop" in n]
+    assert note.startswith("80 of 160 rows equal an earlier one and are left out (`duplicates: drop`); otherwise ")
+    assert re.search(r"\d+ rows of the test split are also in the train split \(first: row \d+\)", note)
     stages.prepare(workspace, "mine")
     train = Dataset.load(workspace.prepared("mine")).train
     suite = json.loads(made.suite.read_text())
@@ -190,6 +193,124 @@ def test_equal_rows_are_kept_once_and_the_suite_sees_training_rows_only(workspac
     notes = [e["notes"] for e in suite["expectations"] if e["kwargs"].get("column") == "income"]
     (note,) = [n for n in notes if "widened" in n]
     assert f"to {largest:.6g}, widened" in note
+
+
+def with_words():
+    """The same table with words in place of the gaps of a number and of a text, and one word that is a country."""
+    frame = table().astype({"age": object})
+    age = frame["age"].map(lambda v: "?" if pd.isna(v) else f"{v:.0f}")
+    return frame.assign(age=age, city=frame["city"].fillna("?"), country=np.where(np.arange(80) % 3, "NA", "DE"))
+
+
+def test_a_word_for_a_gap_is_told_with_its_count(workspace, tmp_path):
+    odd = with_words().assign(size=["unknown" if i % 40 == 7 else i * 3 for i in range(80)])
+    made = add(workspace, _saved(odd, tmp_path / "a.csv"), **ROLES)
+    count = int(table()["age"].isna().sum())
+    remedy = "; say --gap for a word that means a gap, or --categorical if the column holds no numbers"
+    assert (
+        f"column 'age' is left out (`drop`): it holds '?' {count} times among {80 - count} numbers{remedy}"
+        in made.notes
+    )
+    assert f"column 'size' is left out (`drop`): it holds 'unknown' 2 times among 78 numbers{remedy}" in made.notes
+    assert not any("'city'" in n or "'country'" in n for n in made.notes)
+    # A column that is left alone is not taken for text in silence.
+    odd["size"] = ["unknown" if i % 40 == 7 else i % 6 for i in range(80)]
+    made = add(workspace, _saved(odd, tmp_path / "b.csv"), **ROLES, name="second")
+    assert f"column 'size' is taken as text: it holds 'unknown' 2 times among 78 numbers{remedy}" in made.notes
+
+
+def test_words_for_gaps_hold_for_training_and_for_jobs(workspace, tmp_path):
+    path = _saved(with_words(), tmp_path / "a.csv")
+    add(workspace, path, **ROLES, gaps=("?",))
+    entry = params.load(workspace.params).datasets["mine"]
+    assert (entry.gaps, entry.drop) == (("?",), ())
+    stages.prepare(workspace, "mine")
+    data = Dataset.load(workspace.prepared("mine"))
+    assert data.schema.gap_words == ("?",)
+    kinds = {c.name: (c.kind, c.gaps) for c in data.schema.columns}
+    assert (kinds["age"], kinds["city"], kinds["country"]) == (
+        ("numeric", True),
+        ("categorical", True),
+        ("categorical", False),
+    )
+    (job,) = formats.batches(path, 1000)
+    x, observed = data.schema.transform(job)
+    rows = job.frame.set_index("customer").index.get_indexer(data.test.ids)
+    np.testing.assert_array_equal(x[rows], data.test.x)
+    np.testing.assert_array_equal(observed[rows], data.test.observed)
+
+
+def test_columns_that_are_said_to_be_categories_are(workspace, tmp_path):
+    frame = table().assign(branch=np.arange(80) % 4, doors=["none" if i % 8 == 1 else str(i % 3) for i in range(80)])
+    made = add(workspace, _saved(frame, tmp_path / "a.csv"), **ROLES, categorical=("branch", "doors"))
+    assert params.load(workspace.params).datasets["mine"].categorical == ("branch", "doors")
+    assert not any("doors" in note for note in made.notes)
+    stages.prepare(workspace, "mine")
+    schema = Dataset.load(workspace.prepared("mine")).schema
+    categories = {c.name: c.categories for c in schema.columns}
+    assert categories["branch"] == ("0", "1", "2", "3")
+    assert categories["doors"] == ("0", "1", "2", "none")
+
+
+@pytest.mark.parametrize("raw", ["train-images-idx3-ubyte.gz", "images.npy", "matrix.npy"])
+@pytest.mark.parametrize("inside", [False, True])
+def test_labels_of_a_second_file_become_one_file_with_the_images(raw, inside, workspace, tmp_path):
+    """So DVC tracks both, and a change of either reruns what depends on them."""
+    folder = workspace.raw("") if inside else tmp_path
+    folder.mkdir(parents=True, exist_ok=True)
+    values = images() if raw != "matrix.npy" else np.random.default_rng(0).normal(size=(40, 3))
+    save_idx(folder / raw) if raw.endswith(".gz") else np.save(folder / raw, values)
+    np.save(folder / "labels.npy", np.where(np.arange(40) % 2, "odd", "even"))
+    made = add(workspace, folder / raw, labels=folder / "labels.npy", normal=("even",))
+    assert made.raw == workspace.raw("mine.npz")
+    assert made.raw.with_name("mine.npz.dvc").read_text() == files.digest(made.raw)
+    assert f"{raw} and labels.npy are one file now, mine.npz, with the labels as column `label`" in made.notes
+    entry = params.load(workspace.params).datasets["mine"]
+    assert (entry.path, entry.label, entry.normal) == ("data/raw/mine.npz", "label", ("even",))
+    rows = stages.read_raw(workspace, stages.check(workspace), "mine")
+    assert rows.frame["label"].tolist() == ["odd" if i % 2 else "even" for i in range(40)]
+    if raw == "matrix.npy":
+        np.testing.assert_array_equal(rows.frame[["x_0", "x_1", "x_2"]], values)
+    else:
+        np.testing.assert_array_equal(rows.images, values)
+    stages.prepare(workspace, "mine")
+
+
+def test_the_command_takes_every_option(workspace, tmp_path, monkeypatch, capsys):
+    (workspace.root / "dvc.yaml").write_bytes((PARAMS.parent / "dvc.yaml").read_bytes())
+    monkeypatch.setenv("SEVENFOLD_WORKSPACE", str(workspace.root))
+    monkeypatch.setattr(pipeline, "track", track)
+    with_words().assign(branch=np.arange(80) % 4).to_csv(tmp_path / "a.csv", sep=":", index=False)
+    command = [
+        "dataset",
+        "add",
+        "mine",
+        str(tmp_path / "a.csv"),
+        "--label",
+        "churn",
+        "--normal",
+        "no",
+        "--id",
+        "customer",
+    ]
+    with pytest.raises(SystemExit) as ended:
+        cli.main(
+            [*command, "--separator", ":", "--gap", "?", "--gap", "-", "--categorical", "branch", "--drop", "income"]
+        )
+    assert ended.value.code == 0, capsys.readouterr().err
+    entry = params.load(workspace.params).datasets["mine"]
+    assert entry.read_options == {"separator": ":", "gaps": ("?", "-")}
+    assert (entry.categorical, entry.drop) == (("branch",), ("income",))
+    np.save(tmp_path / "a.npy", images())
+    np.save(tmp_path / "b.npy", np.arange(40) % 2)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["dataset", "add", "other", str(tmp_path / "a.npy"), "--labels", str(tmp_path / "b.npy")])
+    assert ended.value.code == 0
+    assert "a.npy and b.npy are one file now" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as ended:
+        cli.main([*command[:2], "third", *command[3:], "--labels", str(tmp_path / "b.npy")])
+    assert ended.value.code == 1
+    assert "a.csv: CSV has no option labels; leave it out" in capsys.readouterr().err
 
 
 def test_a_held_out_row_changes_nothing_in_the_draft(workspace, csv):

@@ -1,6 +1,7 @@
 """Flows: what `sevenfold run` does from raw data to a scored batch, what it leaves behind, and how it fails."""
 
 import json
+import re
 import signal
 import sqlite3
 import subprocess
@@ -141,6 +142,17 @@ def test_private_folders_are_for_their_owner_only(ran):
         assert folder.stat().st_mode & 0o777 == 0o700, folder
 
 
+def test_the_python_of_the_readme_does_what_the_job_did(ran):
+    project, _ = ran
+    code = re.search(r"```python\n(.*?)```", (project.root / "README.md").read_text(), re.DOTALL)[1]
+    code += "\nscored.to_parquet('by-hand.parquet')\n"
+    project.run(sys.executable, "-c", code, MLFLOW_ALLOW_PICKLE_DESERIALIZATION="false")
+    by_hand = pd.read_parquet(project.root / "by-hand.parquet")
+    (project.root / "by-hand.parquet").unlink()
+    job = pd.read_parquet(project.root / ".sevenfold/batches/wdbc-anomaly.parquet")
+    pd.testing.assert_frame_equal(by_hand, job[list(by_hand)], check_dtype=False)
+
+
 def test_a_second_run_trains_nothing_publishes_nothing_and_says_so(ran):
     project, _ = ran
     before = history(project), registry.versions(project.workspace)
@@ -196,13 +208,17 @@ def test_data_that_fail_validation_stop_that_data_set_only(project):
     assert "train@wdbc-pca: not begun, since validate@wdbc failed" in done.stdout
     verdict = json.loads((project.root / "results/validation/wdbc.json").read_text())
     assert not verdict["passed"]
+    # What was measured on the data before is no longer shown as if it were of these.
+    metrics = json.loads((project.root / "results/metrics.json").read_text())
+    assert metrics["wdbc"]["anomaly"] == {"metric": "average_precision", "verdict": "no candidate has a result"}
+    assert "did not pass validation" in (project.root / "results/report.html").read_text()
     _, tasks = history(project)
     # It is not tried twice: data do not mend themselves.
     assert [state for name, state in tasks if name == "validate@wdbc"] == ["Completed", "Failed"]
     assert [state for name, state in tasks if name == "train@digits-deep"] == ["Completed", "Completed"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_stops_the_trainers_and_the_next_run_goes_on(project, number):
     project.edit("params.yaml", "level: 0.3}", "level: 0.3}\n    training: {epochs: 1000000, patience: 1000000}")
     lines = []
@@ -226,7 +242,7 @@ def test_a_signal_stops_the_trainers_and_the_next_run_goes_on(project, number):
         lines += process.stdout.readlines()
         code = process.wait()
         watch.cancel()
-    assert code not in (0, -signal.SIGKILL), "".join(lines)
+    assert code == 128 + number, "".join(lines)
     end = time.monotonic() + 10
     while (left := _processes(project)) and time.monotonic() < end:
         time.sleep(0.2)
@@ -255,7 +271,17 @@ def test_two_runs_on_one_workspace_do_not_mix(project):
     with project.workspace.lock("run"):
         done = run(project)
     assert done.returncode == 1
-    assert "another run works on this workspace" in done.stderr
+    assert done.stderr == (
+        "error: another run works on this workspace; wait for it, or see `sevenfold doctor` for its process\n"
+    )
+
+
+def test_a_server_that_does_not_answer_is_an_error_without_a_traceback(project):
+    project.edit("params.yaml", "hidden: [128]", "hidden: [133]")
+    done = run(project, PREFECT_API_URL="http://127.0.0.1:9/api")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: PREFECT_API_URL is http://127.0.0.1:9/api, and no server answers there")
+    assert "Traceback" not in done.stderr
 
 
 def test_the_batch_flow_runs_a_champion_over_new_rows(project):

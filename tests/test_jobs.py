@@ -2,9 +2,11 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -55,13 +57,68 @@ def test_rows_keep_their_order_and_their_identifying_columns(tmp_path, given, wa
     run(put(tmp_path / f"in{given}", rows), tmp_path / f"out{wanted}")
     made = read(tmp_path / f"out{wanted}")
     assert list(made) == ["kind", "customer", "score", "flag", "threshold", "top_1", "top_2"]
-    kept = made["customer"].astype(str).str.zfill(5)  # CSV cannot say that 00007 is text
+    kept = made["customer"].astype(str).str.zfill(5)  # which `read` takes for a number in CSV
     assert kept.tolist() == rows.frame["customer"].tolist()
     assert made["kind"].tolist() == rows.frame["kind"].tolist()
     expected = operations.score(tiny.bundle("table", "anomaly"), rows)
     np.testing.assert_allclose(made["score"], expected["score"], rtol=1e-4, atol=1e-5)
     assert made["flag"].astype(str).tolist() == expected["flag"].astype(str).tolist()
     assert made[["top_1", "top_2"]].to_numpy().tolist() == expected[["top_1", "top_2"]].to_numpy().tolist()
+
+
+@pytest.mark.parametrize("wanted", SUFFIXES)
+def test_columns_that_the_model_does_not_use_come_back_as_they_were_in_a_csv_file(tmp_path, wanted):
+    frame = tiny.table(9).frame
+    kept = {"customer": [f"{i:05}" for i in range(9)], "country": ["NA", "None", "nan", *["DE"] * 6]}
+    kept |= {
+        "price": ["1.50", "", "1e3", *["12345678901234567890"] * 6],
+        "when": ["", "2020-01-01", "TRUE", *[" x "] * 6],
+    }
+    frame.drop(columns="kind").assign(**kept).to_csv(tmp_path / "in.csv", index=False)
+    run(tmp_path / "in.csv", tmp_path / f"out{wanted}")
+    if wanted == ".csv":
+        made = pd.read_csv(tmp_path / "out.csv", dtype=str, keep_default_na=False)
+    else:
+        made = read(tmp_path / f"out{wanted}").astype(object).fillna("")
+    assert {name: made[name].tolist() for name in kept} == kept
+    expected = operations.score(tiny.bundle("table", "anomaly"), formats.Rows(frame))
+    np.testing.assert_allclose(made["score"].astype(float), expected["score"], rtol=1e-4, atol=1e-5)
+
+
+def test_integers_with_gaps_are_not_rounded_in_a_job(tmp_path):
+    large = pd.array([2**60 + 1, None, *range(7)], dtype="Int64")
+    put(tmp_path / "in.parquet", formats.Rows(tiny.table(9).frame.assign(large=large)))
+    for suffix in SUFFIXES:
+        run(tmp_path / "in.parquet", tmp_path / f"out{suffix}")
+    assert read(tmp_path / "out.parquet")["large"].equals(pd.Series(large))
+    wanted = [str(2**60 + 1), "", *map(str, range(7))]
+    assert read(tmp_path / "out.npz")["large"].tolist() == wanted
+    assert pd.read_csv(tmp_path / "out.csv", dtype=str, keep_default_na=False)["large"].tolist() == wanted
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".npz"])
+@pytest.mark.parametrize("values", [["31"] * 9, [True] * 9], ids=["text", "truth values"])
+def test_numbers_that_are_text_or_truth_values_are_refused_where_the_file_has_types(tmp_path, suffix, values):
+    frame = tiny.table(9).frame.drop(columns="vip").assign(age=values, vip=["True"] * 9)
+    source = put(tmp_path / f"in{suffix}", formats.Rows(frame))
+    with pytest.raises(
+        DataError, match=r"'age' has 7 values that are no numbers \(first: .* in row 0\); expected numbers; convert"
+    ):
+        run(source, tmp_path / "out.csv")
+
+
+def test_a_word_for_a_gap_is_one_in_a_job_too(tmp_path):
+    bundle = tiny.bundle("table", "anomaly")
+    taught = replace(bundle, schema=replace(bundle.schema, gap_words=("?",)))
+    frame = tiny.table(15).frame
+    for name, word in (("empty", ""), ("words", "?")):
+        frame.to_csv(tmp_path / f"{name}.csv", index=False, na_rep=word)
+        jobs.apply(taught, "m", "d", "score", tmp_path / f"{name}.csv", tmp_path / f"{name}.out.csv")
+    assert (tmp_path / "words.out.csv").read_bytes() == (tmp_path / "empty.out.csv").read_bytes()
+    with pytest.raises(
+        DataError, match=r"'income' has 1 values .*\(first: '\?' in row 0\); .*train with `gaps: \['\?'\]`"
+    ):
+        run(tmp_path / "words.csv", tmp_path / "out.csv")
 
 
 def test_a_job_writes_what_the_application_predicts(tmp_path):
@@ -339,3 +396,18 @@ print(next(line.split()[1] for line in open("/proc/self/status") if line.startsw
         peaks.append(int(subprocess.run(command, capture_output=True, text=True, check=True).stdout) // 1024)
     whole = frame.memory_usage(deep=True).sum() * 15 // 2**20
     assert peaks[1] - peaks[0] < whole / 2, f"{peaks} MiB, where the rows added would fill {whole}"
+
+
+def test_a_job_that_is_asked_to_end_leaves_nothing_half_written(tmp_path):
+    tiny.saved(tmp_path / "bundle", "table", "anomaly")
+    tiny.table(200_000).frame.to_parquet(tmp_path / "rows.parquet")
+    code = "import sys; from sevenfold import cli; cli.main(sys.argv[1:])"
+    command = [sys.executable, "-c", code, "score", "bundle", "rows.parquet", "out/scored.parquet"]
+    (tmp_path / "params.yaml").touch()
+    (tmp_path / "dvc.yaml").touch()
+    with subprocess.Popen(command, cwd=tmp_path, env={**os.environ, "SEVENFOLD_WORKSPACE": str(tmp_path)}) as process:
+        while process.poll() is None and not list(tmp_path.glob("out/.*/scored.parquet")):
+            time.sleep(0.05)
+        process.terminate()
+    assert process.returncode == 128 + signal.SIGTERM
+    assert list((tmp_path / "out").iterdir()) == []

@@ -93,8 +93,8 @@ def test_a_candidates_own_settings_go_over_the_common_ones(load):
 
 
 def test_a_data_sets_reading_options_are_those_that_are_set(load):
-    text = changed(("    label: label\n", "    label: label\n    separator: ';'\n"))
-    assert load(text).datasets["digits"].read_options == {"separator": ";"}
+    text = changed(("    label: label\n", "    label: label\n    separator: ';'\n    gaps: [NA, -999, '?']\n"))
+    assert load(text).datasets["digits"].read_options == {"separator": ";", "gaps": ("NA", "-999", "?")}
     assert load(SMALL).datasets["digits"].read_options == {}
 
 
@@ -147,6 +147,38 @@ WRONG = {
         [("epochs: 10", "epochs: many")],
         "training.epochs is 'many': input should be a valid integer",
     ),
+    "a truth value for a number": (
+        [("epochs: 10", "epochs: true")],
+        "training.epochs is True: input should be a valid integer",
+    ),
+    "a text for a number": (
+        [("learning_rate: 0.01", "learning_rate: '0.01'")],
+        "training.learning_rate is '0.01': input should be a valid number",
+    ),
+    "infinity": (
+        [("learning_rate: 0.01", "learning_rate: .inf")],
+        "training.learning_rate is inf: input should be a finite number",
+    ),
+    "not a number": (
+        [("{must_beat_rivals: true}", "{must_beat_rivals: true, floor: .nan}")],
+        "gate.floor is nan: input should be a finite number",
+    ),
+    "a number for a truth value": (
+        [("{must_beat_rivals: true}", "{must_beat_rivals: 1}")],
+        "gate.must_beat_rivals is 1: input should be a valid boolean",
+    ),
+    "an infinite range": (
+        [("    label: label", "    label: label\n    range: [0, .inf]")],
+        "datasets.digits.range.1 is inf: input should be a finite number",
+    ),
+    "override of a wrong type": (
+        [("code: 2}", "code: 2}\n    training: {epochs: true}")],
+        "candidates.small.training.epochs is True: input should be a valid integer",
+    ),
+    "no word": (
+        [("    label: label", "    label: label\n    gaps: [NA, null]")],
+        "datasets.digits.gaps is ['NA', None]: expected text; put the word null in quotes",
+    ),
     "wrong word": (
         [("    label: label", "    label: label\n    duplicates: keep")],
         "datasets.digits.duplicates is 'keep': input should be 'error' or 'drop'",
@@ -177,7 +209,7 @@ WRONG = {
     ),
     "unknown variant": (
         [("variant: deep", "variant: depe")],
-        "candidates.small.variant: no variant 'depe', did you mean 'deep'?; there are: deep, denoising, pca",
+        "candidates.small.variant: no variant 'depe', did you mean 'deep'?; there are: ",
     ),
     "unknown application": (
         [("    anomaly:", "    anomly:"), ("[anomaly]", "[anomly]")],
@@ -212,12 +244,12 @@ WRONG = {
         "got list; expected a mapping with datasets, candidates, ...",
     ),
     "no yaml": (
-        [("seed: 3", "seed: [3")],
-        "not valid YAML: ",
+        [("seed: 3 ", "seed: [3 ")],
+        "not valid YAML: expected ',' or ']', but got '<scalar>' in line 2; mend it there",
     ),
     "a key twice": (
-        [("seed: 3", "seed: 3\nseed: 4")],
-        "not valid YAML: ",
+        [("patience: 2", "patience: 2\n  epochs: 4")],
+        'duplicate key "epochs" in line 16; expected each key once; leave one out',
     ),
 }
 

@@ -165,16 +165,23 @@ def spoilt(column, values, **more):
 @pytest.mark.parametrize(
     ("frame", "message"),
     [
-        (TABLE.drop(columns=["a", "c"]), "columns 'a', 'c' are missing; the model was trained with them"),
-        (TABLE.drop(columns="a"), "column 'a' is missing"),
+        (TABLE.drop(columns=["a", "c"]), "columns 'a', 'c' are missing; the model was trained with them; add them, or give back"),
+        (TABLE.drop(columns="a"), "column 'a' is missing; the model was trained with it; add it, or give back the old name"),
         (TABLE[["a", "a", "b", "c"]], "column 'a' twice in the rows; rename or leave one out"),
         (spoilt("a", [1, None, 3, None]), r"column 'a' has 2 gaps (first: row 1); the data set it learned from had none; fill"),
-        (spoilt("b", [1, "?", 3, "4"]), "column 'b' has 1 values that are no numbers (first: '?' in row 1); expected numbers"),
+        (spoilt("a", [1, 2, None, 3]), r"column 'a' has 1 gap (first: row 2)"),
+        (spoilt("b", [1, "?", 3, "4"]), "column 'b' has 2 values that are no numbers (first: '?' in row 1); expected numbers; convert"),
+        (spoilt("b", list("1234")), "column 'b' has 4 values that are no numbers (first: '1' in row 0); expected numbers; convert"),
+        (spoilt("b", [True, False] * 2), "column 'b' has 4 values that are no numbers (first: True in row 0)"),
+        (spoilt("b", [1, True, 3, 4]), "column 'b' has 1 values that are no numbers (first: True in row 1)"),
+        (spoilt("b", pd.Categorical(list("1234"))), "column 'b' has 4 values that are no numbers (first: '1' in row 0)"),
         (spoilt("b", pd.to_datetime(["2020-01-01"] * 4)), "column 'b' has 4 values that are no numbers (first: Timestamp("),
         (spoilt("b", [[1], [2], [3], [4]]), "column 'b' has 4 values that are no numbers (first: [1] in row 0)"),
-        (spoilt("b", [1j, 2, 3, 4]), "column 'b' has 4 values that are no numbers (first: np.complex128(1j) in row 0)"),
+        (spoilt("b", [1j, 2, 3, 4]), "column 'b' has 4 values that are no numbers (first: 1j in row 0)"),
         (spoilt("a", [1, np.inf, -np.inf, 2]), "column 'a' has 2 values that are not finite (first: row 1); leave them empty"),
         (spoilt("a", [1, 2, 3, 1e300]), "column 'a' has 1 values too large to compute with (first: 1e+300 in row 3)"),
+        (spoilt("a", [1, 2, -1e25, 3]), "(first: -1e+25 in row 2); expected less than 1e+15 standard deviations from the mean of the "
+         "training rows, 2.5 with a deviation of 1.11803; mend or remove them"),
         (spoilt("c", list("xzzy")), "column 'c' has 2 values of new categories 'z' (first: row 1); expected one of 'x', 'y'; map"),
         (spoilt("c", [1, 2, 3, 4]), "column 'c' has 4 values of new categories '1', '2', '3', '4' (first: row 0)"),
     ],
@@ -184,6 +191,75 @@ def test_what_does_not_fit_a_table_is_said_with_value_expectation_and_remedy(fra
     with pytest.raises(DataError, match=re.escape(message)) as caught:
         schema.transform(Rows(frame))
     assert len(caught.value.problems) == 1
+
+
+def test_what_is_taken_leaves_room_to_compute_with_squares():
+    schema = TableSchema.learn(Rows(TABLE))
+    x, _ = schema.transform(Rows(spoilt("a", [1, 2, 3, 1e15])))
+    with np.errstate(over="raise"):
+        assert np.isfinite(np.square(x).sum(dtype=np.float32) * np.float32(1e4))
+
+
+def test_words_for_gaps_among_numbers_are_refused_until_somebody_says_what_they_are():
+    frame = pd.DataFrame({"age": [*"12345678", "NA", "?"], "other": range(10)})
+    with pytest.raises(
+        DataError,
+        match=r"column 'age' holds 'NA' once, '\?' once among numbers; expected numbers only; .* `gaps: \['NA', '\?'\]`.*`categorical`",
+    ):
+        TableSchema.learn(Rows(frame))
+    assert TableSchema.learn(Rows(frame), categorical=("age",)).columns[0].categories[-2:] == ("?", "NA")
+    for texts in ([*"12345678", "A7", "B"], ["DE", "NA", "FR", "ES", "IT"] * 2):
+        assert TableSchema.learn(Rows(frame.assign(age=texts))).columns[0].kind == "categorical"
+
+
+def test_a_table_of_csv_text_becomes_what_training_made_of_its_numbers(tmp_path):
+    """Every cell of the file as one pass over the whole file types it, and as text of which the schema makes numbers."""
+    n = 30
+    hole, r = np.arange(n) % 5 == 3, np.random.default_rng(0)
+
+    def words(values):
+        return np.where(hole, ["", "NA", "?"] * (n // 3), values)
+
+    frame = pd.DataFrame(
+        {
+            "float": words([repr(float(v)) for v in r.normal(1e3, 50, n)]),
+            "int": [f" {i}" if i % 3 else f"+{i}" for i in range(n)],
+            "sentinel": np.where(hole, "-999.0", np.arange(n).astype(str)),
+            "code": words(r.integers(1, 4, n).astype(str)),
+            "dose": np.where(np.arange(n) % 2, "1.50", "2"),
+            "open": words(np.where(np.arange(n) % 2, "TRUE", "false")),
+            "zip": np.where(np.arange(n) % 2, "00123", "A7"),
+            "city": words(np.where(np.arange(n) % 2, "Lima", "None")),
+        }
+    )
+    frame.to_csv(tmp_path / "a.csv", index=False)
+    typed = formats.read(tmp_path / "a.csv", gaps=["NA", "?", "-999"])
+    schema = TableSchema.learn(typed.take(np.arange(n)), categorical=("code", "dose"))
+    schema = schema_from_json(json.loads(json.dumps(schema.to_json())))
+    assert schema.gap_words == ("NA", "?", "-999")
+    assert [c.kind for c in schema.columns] == ["numeric"] * 3 + ["categorical"] * 5
+    x, observed = schema.transform(typed)
+    for size in (1, 7, n):
+        parts = [schema.transform(part) for part in formats.batches(tmp_path / "a.csv", size)]
+        np.testing.assert_array_equal(np.concatenate([p[0] for p in parts]), x)
+        seen = [np.ones_like(p[0], bool) if p[1] is None else p[1] for p in parts]
+        np.testing.assert_array_equal(np.concatenate(seen), observed)
+    assert observed.mean() < 1
+
+
+def test_csv_text_that_is_no_number_is_named_with_what_to_do(tmp_path):
+    schema = TableSchema.learn(Rows(TABLE))
+    path = tmp_path / "a.csv"
+    for text, message in {
+        "much": "column 'a' has 1 values that are no numbers (first: 'much' in row 0); expected numbers; convert",
+        "nan": "(first: 'nan' in row 0); expected numbers; leave the field empty where a value is missing, or train with `gaps: ['nan']`",
+        "NA": "or train with `gaps: ['NA']`",
+        "": "column 'a' has 1 gap (first: row 0)",
+    }.items():
+        path.write_text(f"a,b,c\n{text},1,x\n2,3,y\n")
+        (part,) = formats.batches(path, 10)
+        with pytest.raises(DataError, match=re.escape(message)):
+            schema.transform(part)
 
 
 def test_all_problems_of_a_table_come_in_one_error():

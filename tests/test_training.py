@@ -197,3 +197,32 @@ def test_the_rows_of_a_split_on_disk_are_not_written_to(tmp_path):
     two, _ = samples.fit(ModelSpec("deep", (3,), options), ROWS, ROWS)
     assert all(torch.equal(one.state_dict()[n], v) for n, v in two.state_dict().items())
     assert np.array_equal(np.load(tmp_path / "x.npy"), ROWS.x)
+
+
+def towards(weight, x):
+    """A mean over rows of what pulls the weight to each row's mean."""
+    return (weight - x.mean(dim=1)).square().mean()
+
+
+def test_a_batch_that_does_not_fit_the_memory_goes_through_in_parts_with_the_same_outcome():
+    def scarce(weight, x):
+        if len(x) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return towards(weight, x)
+
+    settings = replace(SETTINGS, epochs=3)
+    plenty, expected = fit(settings, fitting=towards)
+    model, history = fit(settings, fitting=scarce)
+    assert model.weight.item() == pytest.approx(plenty.weight.item(), rel=1e-5)
+    for one, other in zip(history.epochs, expected.epochs, strict=True):
+        assert one.train["drift"] == pytest.approx(other.train["drift"], rel=1e-5)
+    assert history.notes == ("batches go through cpu in parts of 2 rows, for want of memory",)
+    assert expected.notes == ()
+
+
+def test_a_row_that_does_not_fit_the_memory_is_told():
+    def nothing(weight, x):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(MemoryError, match=r"a single row does not fit the memory of cpu; .* use a smaller model"):
+        fit(fitting=nothing)

@@ -3,7 +3,9 @@
 A bundle is all that a batch job needs: the model, the schema of its samples, and one calibrated application.
 """
 
+import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +18,10 @@ import safetensors.torch
 
 from sevenfold import files, modules
 from sevenfold.applications.base import Application
-from sevenfold.datasets.base import Schema, schema_from_json
+from sevenfold.datasets.base import ImageSchema, Schema, TableSchema, schema_from_json
 from sevenfold.models.base import Autoencoder, ModelSpec
 
-FORMAT = 1
+FORMAT = 2
 TENSORS = ("application.safetensors", "model.safetensors")
 FILES = ("bundle.json", *TENSORS)
 
@@ -65,7 +67,7 @@ def save(folder: Path, bundle: Bundle) -> str:
         # safetensors writes the memory as it lies: of an array with gaps or another order, the wrong numbers.
         state = {name: np.ascontiguousarray(value) for name, value in sorted(bundle.application.state.items())}
         safetensors.numpy.save_file(state, draft / "application.safetensors")
-        description = {
+        description: dict[str, Any] = {
             "format": FORMAT,
             "model": bundle.spec.to_json(),
             "schema": bundle.schema.to_json(),
@@ -74,6 +76,7 @@ def save(folder: Path, bundle: Bundle) -> str:
             # So that a damaged file is known and named even where nobody knows the digest of the whole.
             "sha256": {name: files.digest(draft / name) for name in TENSORS},
         }
+        description["sha256"]["bundle.json"] = digest_of(description)
         files.write_json(draft / "bundle.json", description)
     return digest(folder)
 
@@ -100,11 +103,19 @@ def load(folder: Path, *, expected: str | None = None) -> Bundle:
         spec = ModelSpec.from_json(description["model"])
         name = description["application"]["name"]
         kind: Any = modules.member("applications", name, Application)
-        application: Application = kind(**description["application"]["options"])
+        options = description["application"]["options"]
+        schema = schema_from_json(description["schema"])
+        for owner, given in ((spec.variant, spec.options), (name, options)):
+            if not isinstance(given, dict):
+                raise ValueError(f"the options of {owner} are {given!r}; expected an object")
+        problems = spec.problems() + modules.option_problems(kind, options, of=name) + _contradictions(spec, schema)
+        if problems:
+            raise ValueError("; ".join(problems))
+        application: Application = kind(**options)
         return Bundle(
             spec,
             _load_weights(folder / "model.safetensors", spec),
-            schema_from_json(description["schema"]),
+            schema,
             name,
             application.with_state(safetensors.numpy.load_file(folder / "application.safetensors")),
             description["origin"],
@@ -118,6 +129,28 @@ def load(folder: Path, *, expected: str | None = None) -> Bundle:
 def digest(folder: Path) -> str:
     """Return the SHA-256 over names and contents of the bundle's files, as hexadecimal text."""
     return files.digest(folder)
+
+
+def digest_of(description: Mapping[str, Any]) -> str:
+    """Return the SHA-256 over all that a description says but for this sum itself, as hexadecimal text."""
+    sums = description.get("sha256")
+    others = {name: value for name, value in sums.items() if name != "bundle.json"} if isinstance(sums, dict) else sums
+    return hashlib.sha256(json.dumps({**description, "sha256": others}, sort_keys=True).encode()).hexdigest()
+
+
+def _contradictions(spec: ModelSpec, schema: Schema) -> list[str]:
+    """Return what no training can have written: sizes that differ, and units without an extent."""
+    found = []
+    if tuple(spec.shape) != tuple(schema.shape):
+        found.append(f"the schema makes samples of shape {schema.shape}; the model wants {spec.shape}")
+    if isinstance(schema, TableSchema):
+        scales = {c.name: c.scale for c in schema.columns}
+        found += [
+            f"column {n!r} has scale {v}; expected more than 0" for n, v in scales.items() if not 0 < v < math.inf
+        ]
+    if isinstance(schema, ImageSchema) and not schema.low < schema.high:
+        found.append(f"images have values from {schema.low} to {schema.high}; expected the lower end first")
+    return found
 
 
 def _unsound(folder: Path, why: str) -> BundleError:
@@ -148,21 +181,21 @@ def _problems(folder: Path, description: Mapping[str, Any]) -> list[str]:
     found = {p.relative_to(folder).as_posix(): p for p in sorted(folder.rglob("*"))}
     problems = [f"{name} is missing" for name in FILES if name not in found]
     problems += [f"{name} does not belong there" for name in found if name not in FILES]
+    sums = description.get("sha256")
+    sums = sums if isinstance(sums, dict) else {}
     for name in FILES:
         if name not in found:
             continue
         if found[name].is_symlink() or not found[name].is_file():
             problems.append(f"{name} is a link or a folder; expected a plain file")
-        elif name in TENSORS and description and files.digest(found[name]) != _written(description, name):
+        elif name == "bundle.json":
+            if sums.get(name) != digest_of(description):
+                problems.append(f"{name} is damaged or was changed: what it says has another SHA-256")
+        elif description and files.digest(found[name]) != sums.get(name):
             problems.append(
                 f"{name} is truncated or damaged: its {found[name].stat().st_size} bytes have another SHA-256"
             )
     return problems
-
-
-def _written(description: Mapping[str, Any], name: str) -> Any:
-    sums = description.get("sha256")
-    return sums.get(name) if isinstance(sums, dict) else None
 
 
 def _save_weights(path: Path, model: Autoencoder) -> None:

@@ -3,10 +3,12 @@
 import argparse
 import os
 import shutil
+import signal
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import FrameType
 
 from sevenfold import __version__, workspace
 from sevenfold.workspace import Workspace
@@ -18,6 +20,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command. Exits with 0 after success, 1 after an error, 2 after a wrong call."""
     parser = _parser()
     given = parser.parse_args(arguments)
+    # Python's own way to end on SIGTERM skips the clean-up of what is half written.
+    before = signal.signal(signal.SIGTERM, _end)
     try:
         code: int = given.command(given)
         sys.stdout.flush()
@@ -33,14 +37,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         print(f"error: {_sentence(error)}", file=sys.stderr)
         code = 1
+    finally:
+        signal.signal(signal.SIGTERM, before)
     sys.exit(code)
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)
 
 
 def _sentence(error: Exception) -> str:
     if isinstance(error, KeyError):
         return f"{type(error).__name__}: {error}"
     text = str(error).strip() or type(error).__name__
-    expected = (ValueError, LookupError, OSError, RuntimeError, ArithmeticError)
+    expected = (ValueError, LookupError, OSError, RuntimeError, ArithmeticError, MemoryError)
     return text if isinstance(error, expected) else f"{type(error).__name__}: {text} (--debug shows where)"
 
 
@@ -62,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
 
     stage = add("stage", _stage, "run one stage of dvc.yaml, as DVC does", "sevenfold stage train digits-deep")
     stage.add_argument("stage", help="fetch, validate, prepare, rivals, train, evaluate or scorecard")
-    stage.add_argument("subject", nargs="?", help="the data set or candidate; scorecard has none")
+    stage.add_argument("subject", nargs="?", metavar="SUBJECT", help="the data set or candidate; scorecard has none")
 
     for name, help_ in (("encode", "turn rows into codes"), ("score", "score rows for anomalies")):
         batch = add(name, _batch, help_, f"sevenfold {name} wdbc-anomaly rows.csv out.parquet")
@@ -104,6 +114,13 @@ def _parser() -> argparse.ArgumentParser:
     new.add_argument(
         "--drop", metavar="COLUMN", action="append", default=[], help="a column that is no feature; may repeat"
     )
+    categorical_help = "a column of numbers that are categories; may repeat"
+    new.add_argument("--categorical", metavar="COLUMN", action="append", default=[], help=categorical_help)
+    new.add_argument("--separator", metavar="TEXT", help="what stands between the values of a CSV file")
+    gap_help = "a text that is a gap in a CSV file, as the empty field is; may repeat"
+    new.add_argument("--gap", metavar="TEXT", action="append", default=[], help=gap_help)
+    labels_help = "for IDX and npy: a second file, IDX or npy, with one label per row"
+    new.add_argument("--labels", metavar="FILE", type=Path, help=labels_help)
     new.add_argument("--range", metavar=("LOW", "HIGH"), type=float, nargs=2, help="lowest and highest value of images")
     return parser
 
@@ -149,6 +166,11 @@ def _initialised() -> Workspace:
 
 def _stage(given: argparse.Namespace) -> int:
     from sevenfold import params
+
+    if (given.stage == "scorecard") == (given.subject is not None):
+        wanted = "no SUBJECT" if given.stage == "scorecard" else "a SUBJECT, the data set or candidate"
+        print(f"error: stage {given.stage} takes {wanted}; see `sevenfold stage --help`", file=sys.stderr)
+        return 2
 
     place = workspace.find()
     # Before the first import of numpy: the order of a sum, and so a result, depends on the number of threads.
@@ -236,7 +258,11 @@ def _dataset_add(given: argparse.Namespace) -> int:
         identifier=given.identifier,
         group=given.group,
         drop=given.drop,
+        categorical=given.categorical,
         value_range=tuple(given.range) if given.range else None,
+        separator=given.separator,
+        gaps=given.gap,
+        labels=given.labels,
         track=pipeline.track,
     )
     print(f"{made.raw.relative_to(place.root)} is under DVC")

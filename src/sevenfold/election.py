@@ -4,9 +4,13 @@ import hashlib
 import json
 import math
 import subprocess
-from dataclasses import asdict, dataclass
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from sevenfold import bundles, evaluation, files, gate, modules, params, registry, stages
@@ -14,6 +18,12 @@ from sevenfold.bundles import Bundle
 from sevenfold.datasets.base import Dataset, Split
 from sevenfold.params import Params
 from sevenfold.workspace import Workspace
+
+SEEN = "seen.npy"
+"""With each version lie the fingerprints of the rows that it learned from or was calibrated on."""
+
+FEWEST_ROWS = 30
+"""Test rows that a comparison with a champion of other data or another split needs."""
 
 
 @dataclass(frozen=True)
@@ -207,16 +217,40 @@ def _standings(contest: evaluation.Contest, champion: gate.Interval | None) -> d
 def _against_champion(
     workspace: Workspace, case: _Case, champion: registry.Version
 ) -> tuple[gate.Interval | None, tuple[str, ...]]:
-    """Judge today's champion again on the rows that the candidate was judged on, and compare the two."""
+    """Judge today's champion again on the rows that the candidate was judged on, and compare the two.
+
+    Data or split may have changed since the champion learned; then both are judged on those rows alone that it has
+    never seen, since on the others it would be judged by what it learned.
+    """
     dataset = Dataset.load(workspace.prepared(case.contest.dataset))
     try:
         theirs = bundles.load(registry.bundle_folder(workspace, champion), expected=champion.digest)
+        ours = bundles.load(case.bundle)
+        judgement = case.contest.candidates[case.chosen]
+        notes: tuple[str, ...] = ()
+        if theirs.origin.get("data_digest") != ours.origin["data_digest"]:
+            fresh = _never_seen(workspace, champion, dataset.test)
+            if len(fresh) < FEWEST_ROWS:
+                return None, (
+                    f"of today's {len(dataset.test)} test rows {champion.label} has never seen {len(fresh)}, and a comparison "
+                    f"needs {FEWEST_ROWS}; it is not compared",
+                )
+            dataset = replace(dataset, test=dataset.test.take(fresh))
+            judgement = evaluation.rejudge(ours.application, ours.model, dataset)
+            notes = (f"compared with {champion.label} on the {len(fresh)} test rows that it has never seen",)
         judged = evaluation.rejudge(theirs.application, theirs.model, _as_seen_by(theirs, dataset))
-        ours = bundles.load(case.bundle).application
-        return evaluation.interval(ours, case.contest.candidates[case.chosen], judged), ()
+        return evaluation.interval(ours.application, judgement, judged), notes
     except (ValueError, FileNotFoundError) as error:
         # A champion that is broken or cannot take today's data cannot defend its place.
         return None, (f"{champion.label} cannot be judged on today's data: {error}",)
+
+
+def _never_seen(workspace: Workspace, champion: registry.Version, test: Split) -> np.ndarray:
+    """Return the positions of test rows that a version neither learned from nor was calibrated on."""
+    path = registry.artifact(workspace, champion, SEEN)
+    if path is None or test.fingerprints is None:
+        return np.arange(0)
+    return np.flatnonzero(~np.isin(test.fingerprints, np.load(path, allow_pickle=False)))
 
 
 def _as_seen_by(bundle: Bundle, dataset: Dataset) -> Dataset:
@@ -227,7 +261,7 @@ def _as_seen_by(bundle: Bundle, dataset: Dataset) -> Dataset:
     def seen(split: Split) -> Split:
         raw = dataset.schema.inverse(split.x, split.observed)
         x, observed = bundle.schema.transform(raw)
-        return Split(x, observed, split.y, split.normal, split.ids, split.groups)
+        return replace(split, x=x, observed=observed)
 
     return Dataset(dataset.name, bundle.schema, seen(dataset.train), seen(dataset.validation), seen(dataset.test))
 
@@ -242,31 +276,44 @@ def _publish(workspace: Workspace, settings: Params, case: _Case) -> tuple[regis
     metrics |= {f"validation.{n}": v for n, v in chosen.validation.metrics.items()}
     metrics |= {f"rival.{n}.{contest.primary}": contest.score(n) for n in contest.rivals}
     verdict = workspace.verdict(contest.dataset)
-    return registry.publish(
-        workspace,
-        contest.name,
-        case.bundle,
-        params={
-            "dataset": settings.datasets[contest.dataset].model_dump(mode="json"),
-            "candidate": candidate.model_dump(mode="json"),
-            "training": settings.settings(case.chosen).model_dump(),
-            "application": dict(settings.applications[contest.dataset][contest.application]),
-            "seed": settings.seed,
-        },
-        metrics=metrics,
-        curves=pd.read_csv(workspace.history(case.chosen)),
-        artifacts=[p for p in (workspace.report, verdict, verdict.with_suffix(".html")) if p.is_file()],
-        tags={
-            "dataset": contest.dataset,
-            "application": contest.application,
-            "variant": candidate.variant,
-            "candidate": case.chosen,
-            "data_digest": files.digest(workspace.prepared(contest.dataset)),
-            "git_commit": _git_commit(workspace),
-            **_verdict(contest),
-        },
-        description=f"**{contest.name}**: {contest.verdict}.",
-    )
+    with _seen(workspace, contest.dataset) as seen:
+        return registry.publish(
+            workspace,
+            contest.name,
+            case.bundle,
+            params={
+                "dataset": settings.datasets[contest.dataset].model_dump(mode="json"),
+                "candidate": candidate.model_dump(mode="json"),
+                "training": settings.settings(case.chosen).model_dump(),
+                "application": dict(settings.applications[contest.dataset][contest.application]),
+                "seed": settings.seed,
+            },
+            metrics=metrics,
+            curves=pd.read_csv(workspace.history(case.chosen)),
+            artifacts=[p for p in (workspace.report, verdict, verdict.with_suffix(".html"), seen) if p.is_file()],
+            tags={
+                "dataset": contest.dataset,
+                "application": contest.application,
+                "variant": candidate.variant,
+                "candidate": case.chosen,
+                "data_digest": files.digest(workspace.prepared(contest.dataset)),
+                "git_commit": _git_commit(workspace),
+                **_verdict(contest),
+            },
+            description=f"**{contest.name}**: {contest.verdict}.",
+        )
+
+
+@contextmanager
+def _seen(workspace: Workspace, dataset: str) -> Iterator[Path]:
+    """Give a file with the fingerprints of the rows that a candidate learns from or is calibrated on."""
+    data = Dataset.load(workspace.prepared(dataset))
+    prints = [split.fingerprints for split in (data.train, data.validation) if split.fingerprints is not None]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / SEEN
+        if prints:
+            np.save(path, np.unique(np.concatenate(prints)), allow_pickle=False)
+        yield path
 
 
 def _verdict(contest: evaluation.Contest) -> dict[str, str]:

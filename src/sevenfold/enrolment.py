@@ -42,14 +42,21 @@ def add(
     identifier: str | None,
     group: str | None,
     drop: Sequence[str],
+    categorical: Sequence[str],
     value_range: tuple[float, float] | None,
+    separator: str | None,
+    gaps: Sequence[str],
+    labels: Path | None,
     track: Callable[[Workspace, Path], Path],
 ) -> Enrolled:
     """Add a data set to the workspace.
 
     Args:
         path: a file or folder of any format that `formats.read` knows; it is copied to data/raw/ unless it lies there.
-        label, normal, identifier, group, drop, value_range: as `preparation.prepare` takes them.
+        label, normal, identifier, group, drop, categorical, value_range: as `preparation.prepare` takes them.
+        separator, gaps: as `formats.read` takes them.
+        labels: a second file with one label per row. Both become one npz file, so that neither changes without the
+            other; the labels are its column `label`, which judges unless `label` says otherwise.
         track: puts a path under DVC and returns its pointer file, which lies beside it as `<path>.dvc`.
 
     Raises:
@@ -61,17 +68,25 @@ def add(
     params.require_name(name)
     if name in settings.datasets:
         raise ValueError(f"data set {name!r} is in params.yaml already; choose another name, or edit its entry")
-    rows = formats.read(path)
-    entry, notes = _entry(rows, label, normal, identifier, group, drop, value_range)
-    prepared = _try(name, rows, entry)
-    if entry.get("duplicates") == "drop":
-        notes.append("equal rows are kept once (`duplicates: drop`)")
+    reading = {"separator": separator, "gaps": list(gaps)}
+    reading = {option: value for option, value in reading.items() if value}
+    if labels is not None:
+        rows, label = formats.read(path, **reading, labels=labels.resolve()), label or "label"
+    else:
+        rows = formats.read(path, **reading)
+    entry, notes = _entry(rows, label, normal, identifier, group, drop, categorical, value_range)
+    entry |= reading
+    prepared, repeated = _try(name, rows, entry)
+    notes += repeated
     suite = draft_suite(name, rows, entry, dict(SPLIT))
     notes += _relax(suite, rows, name)
 
     root, source = workspace.root.resolve(), path.resolve()
-    inside = source.is_relative_to(root / "data" / "raw")
-    raw = source if inside else root / "data" / "raw" / f"{name}{formats.suffix(path)}"
+    inside = labels is None and source.is_relative_to(root / "data" / "raw")
+    suffix = ".npz" if labels is not None else formats.suffix(path)
+    raw = source if inside else root / "data" / "raw" / f"{name}{suffix}"
+    if labels is not None:
+        notes.append(f"{path.name} and {labels.name} are one file now, {raw.name}, with the labels as column `label`")
     if raw.exists() and not inside:
         raise ValueError(f"{raw} exists already; remove it, or choose another name")
     entry = {"path": raw.relative_to(root).as_posix(), **entry, "split": dict(SPLIT)}
@@ -83,7 +98,9 @@ def add(
 
     made = [raw.with_name(f"{raw.name}.dvc"), raw.parent / ".gitignore", workspace.suite(name)]
     with _undone_on_error(*made, *([] if inside else [raw])):
-        if not inside:
+        if labels is not None:
+            formats.write_rows(raw, rows)
+        elif not inside:
             _copy(path, raw)
         track(workspace, raw)
         if workspace.suite(name).exists():
@@ -145,7 +162,7 @@ def draft_suite(name: str, rows: formats.Rows, entry: dict[str, Any], split: dic
     return profiling.draft(
         frame,
         name=name,
-        categorical=[label] if label else [],
+        categorical=[*([label] if label else []), *entry.get("categorical", [])],
         ignored=sorted(aside - {None, label}),
         pixels=(_pixel_range(rows, entry) if rows.images is not None else None),
     )
@@ -173,15 +190,26 @@ def _entry(
     identifier: str | None,
     group: str | None,
     drop: Sequence[str],
+    categorical: Sequence[str],
     value_range: tuple[float, float] | None,
 ) -> tuple[dict[str, Any], list[str]]:
     """Return the entry for params.yaml, with columns left out that no model can use, and a note for each."""
     dropped, notes = list(drop), []
     if rows.images is None:
-        for column in rows.frame.columns.difference([label, identifier, group, *drop], sort=False):
-            if reason := _useless(rows.frame[column]):
+        for column in rows.frame.columns.difference([label, identifier, group, *drop, *categorical], sort=False):
+            values = rows.frame[column]
+            words = base.words_among_numbers(values) if base.kind_of(values) == "categorical" else {}
+            beside = f"{base.counted(words)} among {len(values.dropna()) - sum(words.values())} numbers"
+            remedy = "; say --gap for a word that means a gap, or --categorical if the column holds no numbers"
+            reason = _useless(values)
+            if words and (reason or any(word.strip().lower() in base.GAP_WORDS for word in words)):
+                dropped.append(str(column))
+                notes.append(f"column {column!r} is left out (`drop`): it holds {beside}{remedy}")
+            elif reason:
                 dropped.append(str(column))
                 notes.append(f"column {column!r} is left out (`drop`): {reason}")
+            elif words:
+                notes.append(f"column {column!r} is taken as text: it holds {beside}{remedy}")
     elif value_range is None and rows.images.dtype.name not in base.TYPE_RANGES:
         value_range = (float(np.nanmin(rows.images)), float(np.nanmax(rows.images)))
         notes.append(
@@ -193,6 +221,7 @@ def _entry(
         "id": identifier,
         "group": group,
         "drop": dropped,
+        "categorical": list(categorical),
         "range": list(value_range) if value_range else None,
     }
     return {key: value for key, value in optional.items() if value}, notes
@@ -213,8 +242,8 @@ def _useless(values: pd.Series) -> str | None:
     return None
 
 
-def _try(name: str, rows: formats.Rows, entry: dict[str, Any]) -> base.Dataset:
-    """Prepare the data set in memory; sets `duplicates: drop` in the entry where that is all that is wrong."""
+def _try(name: str, rows: formats.Rows, entry: dict[str, Any]) -> tuple[base.Dataset, list[str]]:
+    """Prepare the data set in memory; where equal rows are all that is wrong, set `duplicates: drop`, with a note."""
     prepare = partial(
         preparation.prepare,
         name,
@@ -224,19 +253,22 @@ def _try(name: str, rows: formats.Rows, entry: dict[str, Any]) -> base.Dataset:
         identifier=entry.get("id"),
         group=entry.get("group"),
         drop=entry.get("drop", []),
-        categorical=[],
+        categorical=entry.get("categorical", []),
         value_range=entry.get("range"),
         **SPLIT,
     )
     try:
-        return prepare(duplicates="error")
+        return prepare(duplicates="error"), []
     except DataError as error:
         try:
             prepared = prepare(duplicates="drop")
         except DataError:
             raise error from None
+        crossing = [problem.partition(";")[0] for problem in error.problems]
     entry["duplicates"] = "drop"
-    return prepared
+    left_out = len(rows) - sum(len(getattr(prepared, part)) for part in base.SPLITS)
+    note = f"{left_out} of {len(rows)} rows equal an earlier one and are left out (`duplicates: drop`); otherwise "
+    return prepared, [note + ", and ".join(crossing)]
 
 
 def _contests(name: str, dataset: base.Dataset, has_normal: bool) -> dict[str, dict[str, Any]]:

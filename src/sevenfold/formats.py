@@ -9,7 +9,7 @@ import math
 import struct
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,9 @@ import pandas as pd
 from sevenfold import files
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp"})
-_CSV_BLOCK = 65_536  # rows looked at together while finding out the types of a CSV file's columns
+# What the attributes of a frame tell of its origin; they go wherever rows or columns of it go.
+_TEXT, _GAPS = "cells are text", "words for gaps"
+_WHITE_SPACE = r"\s+"
 
 
 class FormatError(ValueError):
@@ -46,6 +48,16 @@ class Rows:
     def __len__(self) -> int:
         return len(self.frame)
 
+    @property
+    def text(self) -> bool:
+        """Whether all cells are text as in a CSV file, so that numbers are still to be made of them."""
+        return bool(self.frame.attrs.get(_TEXT, False))
+
+    @property
+    def gaps(self) -> tuple[str, ...]:
+        """The words, beside the empty field, that were read as gaps."""
+        return tuple(self.frame.attrs.get(_GAPS, ()))
+
     def take(self, rows: np.ndarray) -> "Rows":
         """Return the rows at these positions, in this order."""
         images = None if self.images is None else self.images[rows]
@@ -58,27 +70,29 @@ def read(path: Path, **options: Any) -> Rows:
     Args:
         path: `.csv`, `.parquet`, `.npz`, `.npy`, IDX (`-idx3-ubyte`, `.idx`), a text or IDX file as `.gz` too, or a
             folder of images, whose sub-folders, where it has any, are labels.
-        options: `separator` for CSV (found from the header by default), `labels` for IDX and npy: a second file with
-            one label per row, which becomes the column `label`.
+        options: `separator` for CSV (found from the header by default); `gaps` for CSV: words that are gaps, as the
+            empty field always is; `labels` for IDX and npy: a second file with one label per row, which becomes the
+            column `label`.
 
     Raises:
         FileNotFoundError: nothing is there.
-        FormatError: the file is damaged, empty, or of an unknown kind.
+        FormatError: the file is damaged, empty, or of an unknown kind, or its kind has no such option.
     """
     with _explained(path):
-        return _some(path, _kind(path).read(path, options))
+        return _some(path, _kind(path, options).read(path, options))
 
 
 def batches(path: Path, size: int, **options: Any) -> Iterator[Rows]:
     """Yield the rows of a file in order, at most `size` at a time; together they are what `read` returns.
 
-    Columns have the types that they have in the whole file, whatever a batch holds. Parquet, CSV and npy are never in
-    memory whole.
+    But for CSV, whose cells stay the text that they are in the file: a schema knows which columns are numbers, and
+    which words are gaps. Columns of other formats have the types that they have in the whole file, whatever a batch
+    holds. Parquet, CSV and npy are never in memory whole.
 
-    Args and Raises: as `read`.
+    Args and Raises: as `read`, without `gaps`.
     """
     with _explained(path):
-        kind = _kind(path)
+        kind = _kind(path, options)
         if kind.batches is not None:
             count = 0
             for part in kind.batches(path, size, options):
@@ -127,12 +141,16 @@ def _some(path: Path, rows: Rows) -> Rows:
     return rows
 
 
-def _kind(path: Path) -> "_Kind":
+def _kind(path: Path, options: Mapping[str, Any] | None = None) -> "_Kind":
     name = path.name.lower()
-    if path.is_dir():
-        return _FOLDER
-    for kind in _KINDS:
-        if name.endswith(kind.endings) or (kind.zipped and name.removesuffix(".gz").endswith(kind.endings)):
+    for kind in (_FOLDER,) if path.is_dir() else _KINDS:
+        if (
+            path.is_dir()
+            or name.endswith(kind.endings)
+            or (kind.zipped and name.removesuffix(".gz").endswith(kind.endings))
+        ):
+            if useless := [o for o in options or {} if o not in kind.options]:
+                raise FormatError(f"{path}: {kind.title} has no option {', '.join(useless)}; leave it out")
             return kind
     raise FormatError(
         f"{path}: unknown kind of file {''.join(path.suffixes) or path.name!r}; "
@@ -141,10 +159,15 @@ def _kind(path: Path) -> "_Kind":
 
 
 def _separator(path: Path, options: Mapping[str, Any]) -> str:
-    if options.get("separator"):
-        return str(options["separator"])
-    opener: Any = gzip.open if path.suffix.lower() == ".gz" else open
-    with opener(path, "rt", encoding="utf-8", newline="") as handle:
+    if given := options.get("separator"):
+        # As a shell passes a tab on; and as pandas calls any white space.
+        separator = {"\\t": "\t"}.get(given, given)
+        if len(separator) != 1 and separator != _WHITE_SPACE:
+            raise FormatError(
+                rf"{path}: separator is {separator!r}; expected one character, \t for a tab, or \s+ for white space"
+            )
+        return str(separator)
+    with _text(path) as handle:
         header = handle.readline()
     try:
         return csv.Sniffer().sniff(header, delimiters=",;\t|").delimiter
@@ -152,35 +175,74 @@ def _separator(path: Path, options: Mapping[str, Any]) -> str:
         return ","  # a single column has no separator
 
 
+def _text(path: Path) -> Any:
+    opener: Any = gzip.open if path.suffix.lower() == ".gz" else open
+    return opener(path, "rt", encoding="utf-8-sig", newline="")
+
+
 def _read_csv(path: Path, options: Mapping[str, Any]) -> Rows:
+    words = tuple(options.get("gaps", ()))
     with _long_rows_refused(path):
-        return Rows(pd.read_csv(path, **_csv_settings(path, options)))
+        frame = pd.read_csv(path, **_csv_settings(path, options, words))
+    frame.attrs[_GAPS] = words
+    return Rows(frame)
 
 
 def _batch_csv(path: Path, size: int, options: Mapping[str, Any]) -> Iterator[Rows]:
-    settings = _csv_settings(path, options)
-    # What a column is, only the whole file tells: 12 and A7 are text, 12 and a gap are floats. So it is read twice.
-    seen: dict[str, set[str]] = {}
-    with _long_rows_refused(path), pd.read_csv(path, chunksize=_CSV_BLOCK, **settings) as source:
+    # Text stays what it is in the file: an identifier 007 would not come back from a number. Nor does a piece show
+    # what a column is: 12 and A7 are text, 12 alone is a number.
+    with (
+        _long_rows_refused(path),
+        pd.read_csv(path, chunksize=size, dtype="str", **_csv_settings(path, options, ())) as source,
+    ):
         for part in source:
-            for name, values in part.items():
-                seen.setdefault(str(name), set()).add(_csv_type(values))
-    types = {name: _common_type(kinds) for name, kinds in seen.items()}
-    # Text is read as text: "007" would not come back from a number.
-    settings["dtype"] = {name: kind for name, kind in types.items() if kind == "str"}
-    numbers = {name: kind for name, kind in types.items() if kind != "str"}
-    with pd.read_csv(path, chunksize=size, **settings) as source:
-        for part in source:
-            yield Rows(part.reset_index(drop=True).astype(numbers))
+            frame = part.reset_index(drop=True)
+            frame.attrs[_TEXT] = True
+            yield Rows(frame)
 
 
-def _csv_settings(path: Path, options: Mapping[str, Any]) -> dict[str, Any]:
+def _csv_settings(path: Path, options: Mapping[str, Any], gaps: Sequence[str]) -> dict[str, Any]:
+    separator = _separator(path, options)
+    _check_header(path, separator)
     return {
-        "sep": _separator(path, options),
+        "sep": separator,
         "compression": "gzip" if path.suffix.lower() == ".gz" else None,
         "low_memory": False,  # which decides on types piece by piece
         "index_col": False,  # or else longer rows shift the names
+        "keep_default_na": False,  # NA is Namibia, None a name
+        "na_values": ["", *gaps],
     }
+
+
+def _check_header(path: Path, separator: str) -> None:
+    """Refuse a header that is the first row, and names that stand twice, which pandas would rename."""
+    with _text(path) as handle:
+        lines = map(str.split, handle) if separator == _WHITE_SPACE else csv.reader(handle, delimiter=separator)
+        names = next((row for row in lines if row), [])
+    odd = [name for name in names if not name.strip() or _is_number(name)]
+    if odd and 2 * len(odd) >= len(names):
+        raise FormatError(
+            f"{path}: in place of {len(odd)} of {len(names)} names the header has a number or nothing ({shown(odd)}); "
+            "expected the columns' names; add a header line"
+        )
+    if twice := sorted({name for name in names if name and names.count(name) > 1}):
+        raise FormatError(
+            f"{path}: the header has {shown(twice)} more than once; expected each name once; rename or remove a column"
+        )
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def shown(names: Sequence[str]) -> str:
+    """Return the first five names, quoted, and how many more there are."""
+    first = ", ".join(repr(n) for n in names[:5])
+    return first if len(names) <= 5 else f"{first} and {len(names) - 5} more"
 
 
 @contextmanager
@@ -196,66 +258,55 @@ def _long_rows_refused(path: Path) -> Iterator[None]:
         ) from None
 
 
-def _csv_type(values: pd.Series) -> str:
-    if values.isna().all():
-        return "empty"
-    if pd.api.types.is_numeric_dtype(values.dtype):
-        return values.dtype.name
-    # Truth values with gaps are objects.
-    return "object" if pd.api.types.infer_dtype(values, skipna=True) == "boolean" else "str"
-
-
-def _common_type(kinds: set[str]) -> str:
-    """Return the type that pandas gives a column whose blocks are of these kinds."""
-    present = kinds - {"empty"}
-    if not present:
-        return "float64"
-    truth = {"bool", "object"}
-    if present <= truth:
-        return "bool" if kinds == {"bool"} else "object"
-    if "str" in present or present & truth:
-        return "str"
-    return "float64" if "empty" in kinds else str(np.result_type(*map(np.dtype, present)))
-
-
 def _read_parquet(path: Path, options: Mapping[str, Any]) -> Rows:
     import pyarrow.parquet
 
     with pyarrow.parquet.ParquetFile(path) as source:
-        return Rows(_framed(source.read()))
+        table = source.read()
+        return Rows(_framed(table, _with_gaps(source.schema_arrow, [table])))
 
 
 def _batch_parquet(path: Path, size: int, options: Mapping[str, Any]) -> Iterator[Rows]:
     import pyarrow.parquet
 
     with pyarrow.parquet.ParquetFile(path) as source:
-        with_gaps = _with_gaps(source)
+        names = _exact_kinds(source.schema_arrow)
+        with_gaps = _with_gaps(source.schema_arrow, source.iter_batches(columns=names) if names else ())
         for part in source.iter_batches(batch_size=size):
-            frame = _framed(part)
-            # pandas has no gaps in plain integers and truth values: it changes their type where there are some.
-            for name in with_gaps:
-                dtype = frame[name].dtype
-                if isinstance(dtype, np.dtype) and dtype.kind in "iub":
-                    frame[name] = frame[name].astype("object" if dtype.kind == "b" else "float64")
-            yield Rows(frame)
+            yield Rows(_framed(part, with_gaps))
 
 
-def _with_gaps(source: Any) -> list[str]:
-    """Return the columns of integers and truth values in which any row of a Parquet file has a gap."""
+def _exact_kinds(schema: Any) -> list[str]:
+    """Return the columns of integers and truth values, for which pandas has no gaps in its plain types."""
     import pyarrow
 
-    names = [
-        f.name for f in source.schema_arrow if pyarrow.types.is_integer(f.type) or pyarrow.types.is_boolean(f.type)
-    ]
-    found = set()
-    for part in source.iter_batches(columns=names) if names else ():
-        found |= {name for name in names if part.column(name).null_count}
-    return sorted(found - {name for name in found if name.startswith("__index_level_")})
+    return [f.name for f in schema if pyarrow.types.is_integer(f.type) or pyarrow.types.is_boolean(f.type)]
 
 
-def _framed(table: Any) -> pd.DataFrame:
-    """Return an Arrow table as a frame with rows 0..n-1 and names as text; an index that has a name is a column."""
+def _with_gaps(schema: Any, parts: Iterable[Any]) -> list[str]:
+    """Return those of them that have a gap in any part of a Parquet file."""
+    names = _exact_kinds(schema)
+    found = {name for part in parts for name in names if part.column(name).null_count}
+    return sorted(name for name in found if not name.startswith("__index_level_"))
+
+
+def _framed(table: Any, with_gaps: Sequence[str]) -> pd.DataFrame:
+    """Return an Arrow table as a frame with rows 0..n-1 and names as text; an index that has a name is a column.
+
+    Args:
+        with_gaps: columns of integers and truth values that have gaps, if not in this part. pandas would make floats
+            of such integers, which are rounded beyond 2**53.
+    """
     frame: pd.DataFrame = table.to_pandas()
+    for name in with_gaps:
+        if name not in frame:
+            continue  # an index, which pandas has set aside
+        kind = table.column(name).type
+        if str(kind) == "bool":
+            frame[name] = frame[name].astype("object") if frame[name].dtype == bool else frame[name]
+        else:
+            nullable = {"i": "Int", "u": "UInt"}[kind.to_pandas_dtype()().dtype.kind] + str(kind.bit_width)
+            frame[name] = table.column(name).to_pandas(types_mapper={kind: pd.api.types.pandas_dtype(nullable)}.get)
     if any(name is not None for name in frame.index.names):
         frame = frame.reset_index()
     return frame.reset_index(drop=True).rename(columns=str)
@@ -410,6 +461,7 @@ class _Kind:
     """A format: its name in messages, the ending we give it, the endings we know it by, and how it is read.
 
     batches: reads it piece by piece; None where it is read whole and cut.
+    options: those of `read` that it takes.
     """
 
     title: str
@@ -417,16 +469,17 @@ class _Kind:
     endings: tuple[str, ...]
     read: Callable[[Path, Mapping[str, Any]], Rows]
     batches: Callable[[Path, int, Mapping[str, Any]], Iterator[Rows]] | None = None
+    options: tuple[str, ...] = ()
     zipped: bool = False
 
 
 _FOLDER = _Kind("a folder of images", "", (), _read_images)
 _KINDS = (
-    _Kind("CSV", ".csv", (".csv",), _read_csv, _batch_csv, zipped=True),
+    _Kind("CSV", ".csv", (".csv",), _read_csv, _batch_csv, ("separator", "gaps"), zipped=True),
     _Kind("Parquet", ".parquet", (".parquet",), _read_parquet, _batch_parquet),
     _Kind("npz", ".npz", (".npz",), _read_npz),
-    _Kind("npy", ".npy", (".npy",), _read_npy, _batch_npy),
-    _Kind("IDX", ".idx", (".idx", "ubyte"), _read_idx, zipped=True),
+    _Kind("npy", ".npy", (".npy",), _read_npy, _batch_npy, ("labels",)),
+    _Kind("IDX", ".idx", (".idx", "ubyte"), _read_idx, options=("labels",), zipped=True),
 )
 
 
@@ -480,12 +533,25 @@ class Writer:
 
 
 def _plain(column: pd.Series) -> np.ndarray:
-    """A column as an array that needs no pickle: text becomes fixed-width Unicode, gaps in it the empty text."""
+    """A column as an array that needs no pickle: text becomes fixed-width Unicode, gaps in it the empty text.
+
+    Integers with gaps are text, too: as floats they would be rounded.
+    """
     if pd.api.types.is_numeric_dtype(column.dtype) and not column.isna().any():
         return np.asarray(column.to_numpy())
-    if pd.api.types.is_numeric_dtype(column.dtype) and not pd.api.types.is_bool_dtype(column.dtype):
+    if pd.api.types.is_float_dtype(column.dtype):
         return column.to_numpy(np.float64, na_value=np.nan)
     return column.astype("object").where(column.notna(), "").astype(str).to_numpy(dtype=np.str_)
+
+
+def write_rows(path: Path, rows: Rows) -> None:
+    """Write images and what is known of each, or a table, as one npz file, whole or not at all."""
+    if rows.images is None:
+        write(path, rows.frame)
+        return
+    columns: dict[str, Any] = {str(name): _plain(column) for name, column in rows.frame.items()}
+    with files.whole(path) as draft:
+        np.savez_compressed(draft, images=rows.images, **columns)
 
 
 def write(path: Path, frame: pd.DataFrame) -> None:

@@ -8,12 +8,17 @@ from typing import Annotated, Any, Literal
 
 import pydantic
 import ruamel.yaml
+import ruamel.yaml.constructor
 import ruamel.yaml.error
 from pydantic import Field
 
 from sevenfold import modules
 
-Share = Annotated[float, Field(gt=0, lt=1)]
+# Strictly: true is no number, "8" is none, and neither infinity nor NaN is a setting. An integer is a number, too.
+Whole = Annotated[int, Field(strict=True)]
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+Truth = Annotated[bool, Field(strict=True)]
+Share = Annotated[Number, Field(gt=0, lt=1)]
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]*$")]
 
 
@@ -40,7 +45,7 @@ class Fetch(_Frozen):
 class Splits(_Frozen):
     validation: Share
     test: Share
-    seed: int = Field(ge=0)
+    seed: Whole = Field(ge=0)
 
 
 class DatasetParams(_Frozen):
@@ -53,20 +58,22 @@ class DatasetParams(_Frozen):
     group: str | None = None
     drop: tuple[str, ...] = ()
     categorical: tuple[str, ...] = ()
-    range: tuple[float, float] | None = None
+    range: tuple[Number, Number] | None = None
     duplicates: Literal["error", "drop"] = "error"
     separator: str | None = None
-    labels: str | None = None
+    gaps: tuple[str, ...] = ()
     split: Splits
 
-    @pydantic.field_validator("normal", mode="before")
+    @pydantic.field_validator("normal", "gaps", mode="before")
     @classmethod
     def _labels_are_text(cls, value: Any) -> Any:
-        """YAML reads 0 as a number, and labels are compared as text."""
+        """YAML reads 0 as a number, and labels and words for gaps are compared as text."""
         if isinstance(value, (str, int, float)):
             value = [value]
         if not isinstance(value, (list, tuple)):
             return value  # None, or an error
+        if None in value:
+            raise ValueError("expected text; put the word null in quotes")
         return tuple(str(int(v)) if isinstance(v, float) and v.is_integer() else str(v) for v in value)
 
     @pydantic.field_validator("range")
@@ -77,20 +84,20 @@ class DatasetParams(_Frozen):
         return value
 
     @property
-    def read_options(self) -> dict[str, str]:
+    def read_options(self) -> dict[str, Any]:
         """What `formats.read` wants to know."""
-        return {k: v for k, v in {"separator": self.separator, "labels": self.labels}.items() if v is not None}
+        return {name: value for name, value in {"separator": self.separator, "gaps": self.gaps}.items() if value}
 
 
 class Training(_Frozen):
-    epochs: int = Field(ge=1)
-    patience: int = Field(ge=1)
-    batch_size: int = Field(ge=1)
-    learning_rate: float = Field(gt=0)
-    warmup: float = Field(ge=0, lt=1)
-    weight_decay: float = Field(ge=0)
-    gradient_clip: float = Field(gt=0)
-    threads: int = Field(ge=1)
+    epochs: Whole = Field(ge=1)
+    patience: Whole = Field(ge=1)
+    batch_size: Whole = Field(ge=1)
+    learning_rate: Number = Field(gt=0)
+    warmup: Number = Field(ge=0, lt=1)
+    weight_decay: Number = Field(ge=0)
+    gradient_clip: Number = Field(gt=0)
+    threads: Whole = Field(ge=1)
 
 
 class Candidate(_Frozen):
@@ -105,12 +112,12 @@ class Candidate(_Frozen):
 
 
 class GateRule(_Frozen):
-    must_beat_rivals: bool
-    floor: float | None = None
+    must_beat_rivals: Truth
+    floor: Number | None = None
 
 
 class Params(_Frozen):
-    seed: int = Field(ge=0)
+    seed: Whole = Field(ge=0)
     fetch: Mapping[Name, Fetch] = {}
     datasets: Mapping[Name, DatasetParams]
     applications: Mapping[Name, Mapping[Name, Mapping[str, Any]]] = {}
@@ -168,7 +175,7 @@ def examine(path: Path, text: str | None = None) -> tuple[Params, list[str]]:
     try:
         raw = ruamel.yaml.YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8") if text is None else text)
     except ruamel.yaml.error.YAMLError as error:
-        raise ParamsError(path, [f"not valid YAML: {' '.join(str(error).split())}"]) from None
+        raise ParamsError(path, [_not_yaml(error)]) from None
     except UnicodeDecodeError as error:
         raise ParamsError(path, [f"not text in UTF-8: {error}; save it as UTF-8"]) from None
     if not isinstance(raw, dict):
@@ -178,6 +185,18 @@ def examine(path: Path, text: str | None = None) -> tuple[Params, list[str]]:
     except pydantic.ValidationError as error:
         params, problems = _sound_part(raw, error), [_explain(e) for e in error.errors()]
     return _known_part(params), problems + _references(params, raw)
+
+
+def _not_yaml(error: Any) -> str:
+    """Say what the YAML library found, without its advice on itself, which is of no use here."""
+    reason = str(getattr(error, "problem", None) or error).partition("\n")[0]
+    mark = getattr(error, "problem_mark", None)
+    place = f" in line {mark.line + 1}" if mark else ""
+    if isinstance(error, ruamel.yaml.constructor.DuplicateKeyError):
+        return (
+            f"{reason.partition(' with value')[0].removeprefix('found ')}{place}; expected each key once; leave one out"
+        )
+    return f"not valid YAML: {reason}{place}; mend it there"
 
 
 def _sound_part(raw: Mapping[str, Any], error: pydantic.ValidationError) -> Params:

@@ -80,6 +80,7 @@ def prepare(
     ids = rows.frame[identifier].to_numpy() if identifier else np.arange(len(rows))
     groups = None if group is None else base.as_text(rows.frame[group]).to_numpy(dtype=object)
     is_normal = None if normal is None or y is None else np.isin(y.astype(str), list(normal))
+    prints = pd.util.hash_array(_fingerprints(features))
     splits = {}
     for part, place in places.items():
         x, observed = schema.transform(features.take(place))
@@ -90,6 +91,7 @@ def prepare(
             None if is_normal is None else is_normal[place],
             ids[place],
             None if groups is None else groups[place],
+            prints[place],
         )
     return Dataset(name, schema, notes=tuple(notes), **splits)
 
@@ -254,10 +256,12 @@ def _column_problems(
         elif normal is not None:
             if unknown := [n for n in normal if n not in classes]:
                 found.append(
-                    f"`normal` names {', '.join(map(repr, unknown))}; the labels are {', '.join(map(repr, classes[:20]))}"
+                    f"`normal` names {', '.join(map(repr, unknown))}; the labels are {', '.join(map(repr, classes[:20]))}; correct `normal`"
                 )
             elif set(classes) <= set(normal):
-                found.append("`normal` names every class; expected at least one class of anomalies")
+                found.append(
+                    "`normal` names every class; expected at least one class of anomalies; leave that one out of `normal`"
+                )
     elif normal is not None and label is None:
         found.append("`normal` needs a `label` column; name it, or leave `normal` out")
     if identifier in frame.columns:

@@ -427,6 +427,17 @@ def bundle_folder(workspace: Workspace, version: Version) -> Path:
     return folder / "artifacts" / "bundle"
 
 
+def artifact(workspace: Workspace, version: Version, name: str) -> Path | None:
+    """Return a file that was logged with the version's run, fetched to this machine; None where there is none."""
+    import mlflow
+
+    _client(workspace)
+    try:
+        return Path(mlflow.artifacts.download_artifacts(run_id=version.run_id, artifact_path=name))
+    except (mlflow.exceptions.MlflowException, OSError):
+        return None
+
+
 def resolve(workspace: Workspace, model: str) -> Resolved:
     """Return the bundle that a user means by `NAME`, `NAME@ALIAS`, `NAME/VERSION` or a bundle's folder.
 

@@ -3,12 +3,14 @@
 A DVC cache hit skips a stage's command, so nothing that has to happen every time may live here.
 """
 
+import hashlib
 import sys
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from sevenfold import bundles, evaluation, files, formats, modules, params, preparation, training
+from sevenfold import bundles, checkpoints, evaluation, files, formats, modules, params, preparation, training
 from sevenfold.applications.base import Application
 from sevenfold.datasets.base import Dataset
 from sevenfold.models.base import ModelSpec
@@ -58,7 +60,7 @@ def validate(workspace: Workspace, dataset: str) -> None:
     verdict.require()
     print(
         f"{dataset}: {len(verdict.expectations)} expectations met"
-        + (f", but for {warnings} warnings" if warnings else "")
+        + (f", but for {warnings} warning{'s' * (warnings > 1)}" if warnings else "")
     )
 
 
@@ -150,14 +152,38 @@ def train(workspace: Workspace, candidate: str) -> None:
         seed=settings.seed,
         device=_device(),
         on_epoch=show,
+        checkpoint=_checkpoint(workspace, candidate, spec, settings),
     )
     show.close()
+    for note in history.notes:
+        print(f"{candidate}: {note}")
     bundles.save_model(workspace.candidate(candidate), spec, model)
     files.write_text(workspace.history(candidate), history.to_csv())
     best = history.best
     count = len(history.epochs)
-    how = "in closed form" if count == 1 else f"{count} epochs, the best of them {best.number}"
+    learns = any(p.requires_grad for p in model.parameters())
+    how = f"{count} epoch{'s' * (count > 1)}, the best of them {best.number}" if learns else "in closed form"
     print(f"{candidate}: {how}, validation loss {best.loss:.6g}")
+
+
+SAVE_EVERY = 30.0
+"""Seconds of training that a killed one loses at most."""
+
+
+def _checkpoint(workspace: Workspace, candidate: str, spec: ModelSpec, settings: Params) -> checkpoints.Checkpoint:
+    """Return the place of a training's state, which is for this spec, these data, these settings and this code alone."""
+    entry = settings.candidates[candidate]
+    code = Path(__file__).parent
+    parts = [
+        files.dumps(spec.to_json()),
+        files.dumps(settings.settings(candidate).model_dump()),
+        f"{settings.seed} {entry.rows} {files.digest(workspace.prepared(entry.dataset))}",
+        *(files.digest(code / name) for name in ("models", "networks.py", "training.py")),
+        f"torch {metadata.version('torch')}",
+    ]
+    workspace.private.mkdir(exist_ok=True, mode=0o700)
+    identity = hashlib.sha256("\0".join(parts).encode()).hexdigest()
+    return checkpoints.Checkpoint(workspace.checkpoint(candidate), identity, SAVE_EVERY)
 
 
 def _device() -> str:
@@ -174,14 +200,18 @@ class _Progress:
         self._terminal = sys.stdout.isatty()
         self._seconds = 0.0
         self._shown = 0.0
+        self._seen = 0
 
     def __call__(self, epoch: training.Epoch) -> None:
         self._seconds += epoch.seconds
+        self._seen += 1
+        if self._seen == 1 and epoch.number > 1:
+            print(f"{self._candidate}: goes on in epoch {epoch.number}, where it was stopped", flush=True)
         last = epoch.number == self._epochs
         if self._seconds - self._shown < (0.1 if self._terminal else 5.0) and not last:
             return
         self._shown = self._seconds
-        left = self._seconds / epoch.number * (self._epochs - epoch.number)
+        left = self._seconds / self._seen * (self._epochs - epoch.number)
         terms = ", ".join(f"{n} {v:.4g}" for n, v in epoch.train.items())
         rate = epoch.rows / max(epoch.seconds, 1e-9)
         line = (
@@ -232,8 +262,17 @@ def contests(settings: Params) -> list[tuple[str, str]]:
 
 
 def contest(workspace: Workspace, settings: Params, dataset: str, name: str) -> evaluation.Contest:
-    """Collect the judgements of one contest from disk. A judgement of weights that have changed since does not count."""
+    """Collect the judgements of one contest from disk.
+
+    A judgement of weights that have changed since does not count, nor does any on data that have failed since.
+    """
     candidates, missing = {}, {}
+    if _failed(workspace, dataset):
+        reason = f"the data of {dataset} did not pass validation; older results do not count"
+        names = [c for c, entry in settings.of_dataset(dataset).items() if name in entry.applications]
+        return evaluation.hold(
+            dataset, name, application(settings, dataset, name), {}, {}, dict.fromkeys(names, reason)
+        )
     for candidate, entry in settings.of_dataset(dataset).items():
         if name not in entry.applications:
             continue
@@ -251,6 +290,12 @@ def contest(workspace: Workspace, settings: Params, dataset: str, name: str) -> 
         missing |= files.read_json(folder / "failed.json")
         found = {p.name: evaluation.Judgement.load(p) for p in sorted(folder.iterdir()) if p.is_dir()}
     return evaluation.hold(dataset, name, application(settings, dataset, name), candidates, found, missing)
+
+
+def _failed(workspace: Workspace, dataset: str) -> bool:
+    """Say whether the last verdict on a data set was bad. Without any, nothing was prepared from it by DVC."""
+    path = workspace.verdict(dataset)
+    return path.is_file() and not files.read_json(path)["passed"]
 
 
 def scorecard(workspace: Workspace) -> None:
@@ -344,6 +389,11 @@ def _suitability(workspace: Workspace, settings: Params) -> list[str]:
     found = []
     for name, candidate in settings.candidates.items():
         dataset = settings.datasets[candidate.dataset]
+        if "threads" in candidate.training:
+            found.append(
+                f"candidates.{name}.training.threads: expected under the common `training` alone, since stages that run "
+                "side by side share the cores by it; move it there"
+            )
         for wanted in candidate.applications:
             contest = application(settings, candidate.dataset, wanted)
             if name in contest.rivals():

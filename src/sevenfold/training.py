@@ -5,12 +5,13 @@ import io
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from sevenfold.checkpoints import Checkpoint
 from sevenfold.datasets.base import Split
 from sevenfold.models.base import Autoencoder, ModelSpec
 
@@ -57,9 +58,10 @@ class Epoch:
 
 @dataclass(frozen=True)
 class History:
-    """Every epoch of a training, in order."""
+    """Every epoch of a training, in order, and what a reader should know of how it went."""
 
     epochs: tuple[Epoch, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def best(self) -> Epoch:
@@ -92,6 +94,7 @@ def fit(
     seed: int,
     device: str,
     on_epoch: Callable[[Epoch], None],
+    checkpoint: Checkpoint | None = None,
 ) -> tuple[Autoencoder, History]:
     """Train a model and return it, in `eval` mode on the CPU, with the weights of its best epoch.
 
@@ -100,11 +103,14 @@ def fit(
 
     Args:
         device: "cpu", "cuda" or "cuda:0".
-        on_epoch: called after each epoch, to show progress.
+        on_epoch: called after each epoch, to show progress; after a resumption with the epochs from there on.
+        checkpoint: where the state is saved every so often. A training that finds its own state there goes on from it,
+            and on the CPU ends with the very weights of one that was never stopped; it removes the state at its end.
 
     Raises:
         ValueError: there are fewer training rows than code values, or no validation rows.
         DivergenceError: a loss was not finite; the message names the step, the term and the learning rate.
+        MemoryError: the device's memory does not take a single row.
     """
     # Before the model is built: its weights are random too.
     torch.manual_seed(seed)
@@ -131,7 +137,8 @@ def fit(
             history = _closed_form(model, x, observed, held_out, start)
             on_epoch(history.epochs[0])
         else:
-            history = _descend(model, x, observed, held_out, settings, on_epoch)
+            descent = _Descent(model, settings, len(x), checkpoint)
+            history = descent.run(x, observed, held_out, on_epoch)
     finally:
         torch.set_num_threads(threads)
     return model.cpu().eval(), history
@@ -150,64 +157,176 @@ def _closed_form(
     return History((Epoch(1, 0.0, fitted, found, True, time.perf_counter() - start, len(x)),))
 
 
-def _descend(
-    model: Autoencoder,
-    x: Tensor,
-    observed: Tensor | None,
-    held_out: tuple[Tensor, Tensor | None],
-    settings: Settings,
-    on_epoch: Callable[[Epoch], None],
-) -> History:
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
-    )
-    size = min(settings.batch_size, len(x))
-    steps = settings.epochs * math.ceil(len(x) / size)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps, settings.warmup))
-    epochs: list[Epoch] = []
-    best_weights: dict[str, Tensor] = {}
-    best_loss, since = math.inf, 0
-    step = 0
-    for number in range(1, settings.epochs + 1):
+class _Descent:
+    """A training by gradients, with all that changes while it lasts, so that it can be saved and taken up again."""
+
+    def __init__(self, model: Autoencoder, settings: Settings, rows: int, checkpoint: Checkpoint | None) -> None:
+        self._model = model
+        self._settings = settings
+        self._rows = rows
+        self._checkpoint = checkpoint
+        self._optimizer = torch.optim.AdamW(
+            model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
+        )
+        self._size = self._part = min(settings.batch_size, rows)
+        self._notes: list[str] = []
+        self._steps = settings.epochs * math.ceil(rows / self._size)
+        self._step = 0
+        self._epochs: list[Epoch] = []
+        self._best_weights: dict[str, Tensor] = {}
+        self._best_loss, self._since = math.inf, 0
+        # Of the epoch that is under way: the state of chance before its order was drawn, its losses so far, its seconds.
+        self._chance = torch.get_rng_state()
+        self._taken: list[Tensor] = []
+        self._terms: tuple[str, ...] = ()
+        self._seconds = 0.0
+        self._saved = time.monotonic()
+
+    def run(
+        self,
+        x: Tensor,
+        observed: Tensor | None,
+        held_out: tuple[Tensor, Tensor | None],
+        on_epoch: Callable[[Epoch], None],
+    ) -> History:
+        """Train to the end, and leave the model with the weights of its best epoch."""
+        resumed = self._take_up()
+        while len(self._epochs) < self._settings.epochs and self._since < self._settings.patience:
+            batches = self._order(x.device, resumed)
+            resumed = False
+            self._pass(x, observed, batches)
+            on_epoch(self._judge(batches, held_out))
+        self._model.progress = 1.0
+        self._model.load_state_dict(self._best_weights)
+        if self._checkpoint is not None:
+            self._checkpoint.remove()
+        return History(tuple(self._epochs), tuple(self._notes))
+
+    def _order(self, device: torch.device, resumed: bool) -> tuple[Tensor, ...]:
+        """Draw the order of the rows; the one of an epoch that was broken off is drawn again."""
+        now = torch.get_rng_state()
+        if resumed:
+            torch.set_rng_state(self._chance)
+        else:
+            self._chance, self._taken, self._seconds = now, [], 0.0
+        batches = torch.split(torch.randperm(self._rows).to(device), self._size)
+        if resumed:
+            torch.set_rng_state(now)
+        return batches
+
+    def _pass(self, x: Tensor, observed: Tensor | None, batches: tuple[Tensor, ...]) -> None:
+        """Go through what is left of an epoch."""
         start = time.perf_counter()
-        model.train()
-        taken: list[Tensor] = []
-        batches = torch.split(torch.randperm(len(x)).to(x.device), size)
-        for batch, rows in enumerate(batches):
-            model.progress = (step + batch) / steps
-            losses = model.losses(x[rows], None if observed is None else observed[rows])
-            values = torch.stack(list(losses.values()))
-            optimizer.zero_grad(set_to_none=True)
-            values.sum().backward()  # type: ignore[no-untyped-call]
-            torch.nn.utils.clip_grad_norm_(model.parameters(), settings.gradient_clip)
-            optimizer.step()
-            schedule.step()
-            taken.append(values.detach())
+        self._model.train()
+        for rows in batches[len(self._taken) :]:
+            rate = self._settings.learning_rate * _rate(self._step, self._steps, self._settings.warmup)
+            for group in self._optimizer.param_groups:
+                group["lr"] = rate
+            self._model.progress = self._step / self._steps
+            values = self._gradients(x, observed, rows)
+            torch.nn.utils.clip_grad_norm_(self._model.parameters(), self._settings.gradient_clip)
+            self._optimizer.step()
+            self._step += 1
+            self._taken.append(values)
+            if self._checkpoint is not None and time.monotonic() - self._saved > self._checkpoint.seconds:
+                self._seconds += time.perf_counter() - start
+                self._save()
+                start = time.perf_counter()
+        self._seconds += time.perf_counter() - start
+
+    def _gradients(self, x: Tensor, observed: Tensor | None, rows: Tensor) -> Tensor:
+        """Leave the gradients of a batch with the parameters; return its losses, (terms,).
+
+        What does not fit the device's memory at once is done in parts, whose gradients are added up.
+        """
+        while True:
+            try:
+                values = torch.zeros((), device=x.device)
+                for index, part in enumerate(torch.split(rows, self._part)):
+                    losses = self._model.losses(x[part], None if observed is None else observed[part])
+                    own = torch.stack(list(losses.values())) * (len(part) / len(rows))
+                    if index == 0:
+                        self._optimizer.zero_grad(set_to_none=True)
+                    own.sum().backward()  # type: ignore[no-untyped-call]
+                    values = values + own.detach()
+                self._terms = tuple(losses)
+                return values
+            except torch.OutOfMemoryError as error:
+                if self._part == 1:
+                    raise MemoryError(
+                        f"a single row does not fit the memory of {x.device}; expected one or more; use a smaller model"
+                    ) from error
+                self._part = -(-self._part // 2)
+                self._notes.append(f"batches go through {x.device} in parts of {self._part} rows, for want of memory")
+
+    def _judge(self, batches: tuple[Tensor, ...], held_out: tuple[Tensor, Tensor | None]) -> Epoch:
+        """Close an epoch: look at its losses and at those of the validation rows, and keep the best weights."""
+        start = time.perf_counter()
+        number = len(self._epochs) + 1
         # One look at the device per epoch, not per step: each look waits for it.
-        table = torch.stack(taken).double().cpu()  # (steps, terms)
-        for terms in table.tolist():
-            rate = settings.learning_rate * _rate(step, steps, settings.warmup)
-            step += 1
-            place = f"step {step} (epoch {number}, learning rate {rate:.2g})"
-            _require_finite(dict(zip(losses, terms, strict=True)), f"in {place}")
+        table = torch.stack(self._taken).double().cpu()  # (steps, terms)
+        first = self._step - len(table)
+        for step, values in enumerate(table.tolist(), start=first):
+            rate = self._settings.learning_rate * _rate(step, self._steps, self._settings.warmup)
+            place = f"step {step + 1} (epoch {number}, learning rate {rate:.2g})"
+            _require_finite(dict(zip(self._terms, values, strict=True)), f"in {place}")
         sizes = torch.tensor([len(rows) for rows in batches], dtype=torch.double)
-        fitted = dict(zip(losses, (sizes @ table / len(x)).tolist(), strict=True))
-        found = _mean_losses(model, *held_out)
+        fitted = dict(zip(self._terms, (sizes @ table / self._rows).tolist(), strict=True))
+        found = _mean_losses(self._model, *held_out)
         _require_finite({f"validation {n}": v for n, v in found.items()}, f"after {place}")
         total = sum(found.values())
-        better = total < best_loss
+        better = total < self._best_loss
         if better:
-            best_loss, since = total, 0
-            best_weights = {name: value.detach().clone() for name, value in model.state_dict().items()}
+            self._best_loss, self._since = total, 0
+            self._best_weights = {name: value.detach().clone() for name, value in self._model.state_dict().items()}
         else:
-            since += 1
-        epochs.append(Epoch(number, rate, fitted, found, better, time.perf_counter() - start, len(x)))
-        on_epoch(epochs[-1])
-        if since >= settings.patience:
-            break
-    model.progress = 1.0
-    model.load_state_dict(best_weights)
-    return History(tuple(epochs))
+            self._since += 1
+        seconds = self._seconds + time.perf_counter() - start
+        self._epochs.append(Epoch(number, rate, fitted, found, better, seconds, self._rows))
+        return self._epochs[-1]
+
+    def _save(self) -> None:
+        assert self._checkpoint is not None
+        tensors = {f"model.{name}": value for name, value in self._model.state_dict().items()}
+        tensors |= {f"best.{name}": value for name, value in self._best_weights.items()}
+        for index, state in self._optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
+        tensors |= {"chance": self._chance, "chance_now": torch.get_rng_state(), "taken": torch.stack(self._taken)}
+        facts = {
+            "step": self._step,
+            "epochs": [asdict(epoch) for epoch in self._epochs],
+            "best_loss": self._best_loss if math.isfinite(self._best_loss) else None,
+            "since": self._since,
+            "terms": self._terms,
+            "seconds": self._seconds,
+        }
+        self._checkpoint.save(tensors, facts)
+        self._saved = time.monotonic()
+
+    def _take_up(self) -> bool:
+        """Put back a state that was saved; say whether there was one."""
+        found = self._checkpoint.load() if self._checkpoint is not None else None
+        if found is None:
+            return False
+        tensors, facts = found
+
+        def part(prefix: str) -> dict[str, Tensor]:
+            return {n.removeprefix(prefix): value for n, value in tensors.items() if n.startswith(prefix)}
+
+        self._model.load_state_dict(part("model."))
+        self._best_weights = part("best.")
+        states: dict[int, dict[str, Tensor]] = {}
+        for name, value in part("optimizer.").items():
+            index, _, key = name.partition(".")
+            states.setdefault(int(index), {})[key] = value
+        self._optimizer.load_state_dict({**self._optimizer.state_dict(), "state": states})
+        self._chance, self._taken = tensors["chance"], list(tensors["taken"])
+        torch.set_rng_state(tensors["chance_now"])
+        self._step, self._since, self._seconds = facts["step"], facts["since"], facts["seconds"]
+        self._best_loss = math.inf if facts["best_loss"] is None else facts["best_loss"]
+        self._terms = tuple(facts["terms"])
+        self._epochs = [Epoch(**epoch) for epoch in facts["epochs"]]
+        return True
 
 
 def _rate(step: int, steps: int, warmup: float) -> float:

@@ -80,6 +80,10 @@ class Workspace:
     def locks(self) -> Path:
         return self.private / "locks"
 
+    def checkpoint(self, candidate: str) -> Path:
+        """The state of a training that is under way."""
+        return self.private / "checkpoints" / f"{candidate}.safetensors"
+
     @property
     def batches(self) -> Path:
         """Where `sevenfold run` leaves the output of its own batch job."""
@@ -103,6 +107,21 @@ class Workspace:
         for folder in (self.private, self.locks):
             folder.mkdir(exist_ok=True, mode=0o700)
         return filelock.FileLock(self.locks / f"{name}.lock", timeout=timeout)
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Hold the workspace against a second run, which would wait for this one's locks at every stage.
+
+        Raises:
+            RuntimeError: another run is here.
+        """
+        try:
+            with self.lock("run", timeout=0):
+                yield
+        except filelock.Timeout:
+            raise RuntimeError(
+                "another run works on this workspace; wait for it, or see `sevenfold doctor` for its process"
+            ) from None
 
     def environment(self) -> dict[str, str]:
         """Return the variables that every process of this workspace runs with.

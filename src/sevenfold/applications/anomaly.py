@@ -106,7 +106,9 @@ class Anomaly(Application):
             "term_scale": np.ones(2),
             "term_weight": np.full(2, 0.5),
             "code_weight": np.zeros(size),
+            "code_bound": np.full(size, np.inf),
             "offset": np.zeros(1),
+            "limit": np.full(1, np.inf),
             "threshold": np.zeros(1),
         }
         draft = self.with_state({name: np.asarray(value, np.float32) for name, value in state.items()})
@@ -116,6 +118,10 @@ class Anomaly(Application):
         scale = np.maximum(np.median(np.abs(terms - middle), axis=0) * _MAD_TO_DEVIATION, 1e-6)
         draft.state |= {"term_center": middle.astype(np.float32), "term_scale": scale.astype(np.float32)}
         if _enough(validation):
+            terms, latent = draft._parts(model, validation)
+            draft.state["code_bound"] = np.abs(latent).max(axis=0)
+            # In robust deviations from the typical normal row: twice as far as any that was held out.
+            draft.state["limit"] = 2 * terms[validation.normal].mean(axis=1).max(keepdims=True)
             weigher, unseen = draft._weigh(model, validation)
             draft.state |= _linear(weigher)
             held_out = unseen[validation.normal]
@@ -130,6 +136,8 @@ class Anomaly(Application):
             return self.evaluate(model, validation, train)
         assert validation.normal is not None
         _, unseen = self._weigh(model, validation)
+        terms, _ = self._parts(model, validation)
+        unseen = np.maximum(unseen, self.state["threshold"] + terms.mean(axis=1) - self.state["limit"])
         return self.scores(unseen, ~validation.normal, float(self.state["threshold"][0]))
 
     def _weigh(self, model: Autoencoder, validation: Split) -> tuple[Any, np.ndarray]:
@@ -171,6 +179,8 @@ class Anomaly(Application):
         latent = (z - state["code_center"]) / state["code_spread"]  # (n, code)
         distance = torch.log(self._nearest(latent, state["reference"]).mean(dim=1) + 1e-3)
         terms = torch.stack([error, distance], dim=1)
+        # What weights were learned on reaches so far; beyond it a code says nothing more.
+        latent = torch.clamp(latent, -state["code_bound"], state["code_bound"])
         return (terms - state["term_center"]) / state["term_scale"], latent
 
     def _nearest(self, latent: Tensor, reference: Tensor) -> Tensor:
@@ -187,9 +197,11 @@ class Anomaly(Application):
         self, model: Autoencoder, x: Tensor, observed: Tensor | None, state: Mapping[str, Tensor]
     ) -> Tensor:
         terms, latent = self._terms(model, x, observed, state)
-        score: Tensor = (terms * state["term_weight"]).sum(dim=1) + (latent * state["code_weight"]).sum(dim=1)
-        offset: Tensor = state["offset"]
-        return score + offset
+        learned: Tensor = (terms * state["term_weight"]).sum(dim=1) + (latent * state["code_weight"]).sum(dim=1)
+        # Learned weights tell the known anomalies from normal rows, and may take a row that is like neither for normal.
+        # One that lies twice as far out as any held-out normal row is flagged whatever they say.
+        guard = state["threshold"] + terms.mean(dim=1) - state["limit"]
+        return torch.maximum(learned + state["offset"], guard)
 
     def _score(self, model: Autoencoder, x: np.ndarray, observed: np.ndarray | None) -> np.ndarray:
         state = self._tensors()

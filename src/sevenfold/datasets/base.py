@@ -18,6 +18,12 @@ SPLITS = ("train", "validation", "test")
 TYPE_RANGES = {"uint8": (0.0, 255.0), "uint16": (0.0, 65535.0), "bool": (0.0, 1.0)}
 """Types of pixels that say what range they have."""
 
+GAP_WORDS = frozenset({"na", "n/a", "#n/a", "<na>", "nan", "null", "nil", "none", "-", "--", "?", "."})
+"""What tables write for a gap, in lower case. None of them is taken for one until `gaps` names it."""
+
+FARTHEST = 1e15
+"""Standard deviations: farther values are refused, since sums of their squares may pass the largest float32, 3e38."""
+
 
 class DataError(ValueError):
     """The data are not what was agreed. One message lists every problem with value, expectation and remedy."""
@@ -198,9 +204,12 @@ class TableSchema(Schema):
 
     Numeric columns are standardised, categorical ones become one value per category (one-hot). A gap is 0 in x, which
     is the mean of a standardised column, and False in `observed`.
+
+    gap_words: texts that are gaps in a CSV file, beside the empty field.
     """
 
     columns: tuple[Column, ...]
+    gap_words: tuple[str, ...] = ()
 
     @property
     def shape(self) -> tuple[int, ...]:  # type: ignore[override]
@@ -216,21 +225,30 @@ class TableSchema(Schema):
 
     def problems(self, rows: formats.Rows) -> list[str]:
         if rows.images is not None:
-            wanted = f"column{'s' * (len(self.columns) > 1)} {_some([*self.features])}"
+            wanted = f"column{'s' * (len(self.columns) > 1)} {formats.shown([*self.features])}"
             return [f"got images {rows.images.shape[1:]}; expected a table with {wanted}, as .csv or .parquet"]
         found = []
         names = list(rows.frame.columns)
         if twice := sorted({str(n) for n in names if names.count(n) > 1}):
-            found.append(f"column{'s' * (len(twice) > 1)} {_some(twice)} twice in the rows; rename or leave one out")
+            found.append(
+                f"column{'s' * (len(twice) > 1)} {formats.shown(twice)} twice in the rows; rename or leave one out"
+            )
         if missing := [c.name for c in self.columns if c.name not in rows.frame]:
             many = len(missing) > 1
+            them = "them" if many else "it"
             found.append(
-                f"column{'s' * many} {_some(missing)} {'are' if many else 'is'} missing; the model was trained with them"
+                f"column{'s' * many} {formats.shown(missing)} {'are' if many else 'is'} missing; the model was trained with "
+                f"{them}; add {them}, or give back the old name{'s' * many}"
             )
         for column in self.columns:
             if column.name in rows.frame and column.name not in twice:
-                found += _column_problems(column, rows.frame[column.name])
+                found += _column_problems(column, self._values(column, rows), text=rows.text)
         return found
+
+    def _values(self, column: Column, rows: formats.Rows) -> pd.Series:
+        """Return a column as training would have read it; text of numeric columns is left to `_numbers`."""
+        values = rows.frame[column.name]
+        return _from_text(values, column, self.gap_words) if rows.text else values
 
     def transform(self, rows: formats.Rows) -> tuple[np.ndarray, np.ndarray | None]:
         self.require(rows, "table")
@@ -241,11 +259,11 @@ class TableSchema(Schema):
         for column in self.columns:
             block = slice(at, at + column.width)
             if column.kind == "numeric":
-                values = _numbers(rows.frame[column.name])
+                values = _numbers(self._values(column, rows), text=rows.text)
                 present = ~np.isnan(values)
                 x[present, at] = (values[present] - column.mean) / column.scale
             else:
-                codes = pd.Categorical(as_text(rows.frame[column.name]), categories=list(column.categories)).codes
+                codes = pd.Categorical(as_text(self._values(column, rows)), categories=list(column.categories)).codes
                 present = codes >= 0
                 x[np.flatnonzero(present), at + codes[present]] = 1
             observed[~present, block] = False
@@ -262,7 +280,7 @@ class TableSchema(Schema):
         return formats.Rows(pd.DataFrame(columns, index=pd.RangeIndex(len(x))))
 
     def to_json(self) -> dict[str, Any]:
-        return {"kind": "table", "columns": [asdict(c) for c in self.columns]}
+        return {"kind": "table", "columns": [asdict(c) for c in self.columns], "gap_words": list(self.gap_words)}
 
     @classmethod
     def learn(cls, rows: formats.Rows, *, categorical: tuple[str, ...] = ()) -> "TableSchema":
@@ -293,14 +311,21 @@ class TableSchema(Schema):
         columns, problems = [], []
         for name, values in rows.frame.items():
             kind = "categorical" if name in categorical else kind_of(values)
-            learned = _learn(str(name), values, kind, values if domain is None else domain.frame[name])
-            if isinstance(learned, Column):
+            all_values = values if domain is None else domain.frame[name]
+            learned = _learn(str(name), values, kind, all_values)
+            words = words_among_numbers(all_values) if kind == "categorical" and name not in categorical else {}
+            if any(word.strip().lower() in GAP_WORDS for word in words):
+                problems.append(
+                    f"column {name!r} holds {counted(words)} among numbers; expected numbers only; say that this means a "
+                    f"gap in `gaps: {[*words]}` (CSV) or leave those cells empty, or list the column in `categorical`"
+                )
+            elif isinstance(learned, Column):
                 columns.append(learned)
             else:
                 problems.append(learned)
         if not len(rows.frame.columns):
             problems.append("the table has no feature columns; expected at least one besides label and identifiers")
-        return cls(tuple(columns)), problems
+        return cls(tuple(columns), rows.gaps), problems
 
 
 def _learn(
@@ -323,7 +348,7 @@ def _learn(
         return Column(name, kind, dtype, categories=categories, gaps=gaps)
     numbers = present.to_numpy(np.float64)
     if not np.isfinite(numbers).all():
-        return _column_problems(Column(name, kind, "float64", gaps=True), values)[0]
+        return _column_problems(Column(name, kind, "float64", gaps=True), values, text=False)[0]
     if numbers.min() == numbers.max():
         return f"column {name!r} is constant ({numbers[0]:g}); expected two values or more; add it to `drop`"
     with np.errstate(over="ignore", invalid="ignore", under="ignore"):
@@ -339,7 +364,8 @@ def schema_from_json(value: Mapping[str, Any]) -> Schema:
     fields = {k: v for k, v in value.items() if k != "kind"}
     if value["kind"] == "images":
         return ImageSchema(**fields | {"shape": tuple(fields["shape"])})
-    return TableSchema(tuple(Column(**c | {"categories": tuple(c["categories"])}) for c in fields["columns"]))
+    columns = tuple(Column(**c | {"categories": tuple(c["categories"])}) for c in fields["columns"])
+    return TableSchema(columns, tuple(fields["gap_words"]))
 
 
 def kind_of(values: pd.Series) -> Literal["numeric", "categorical"] | None:
@@ -373,10 +399,55 @@ def _plain(present: pd.Series) -> pd.Series:
     return present.infer_objects()
 
 
-def _numbers(values: pd.Series) -> np.ndarray:
-    """(n,) float64, NaN for gaps and for what is no number."""
-    if pd.api.types.is_complex_dtype(values) or values.dtype.kind in "mM":
-        return np.full(len(values), np.nan)
+def words_among_numbers(values: pd.Series) -> dict[str, int]:
+    """Return the few texts, with their counts, of a column of text that is mostly numbers; else nothing."""
+    present = as_text(values).dropna()
+    words = present[pd.to_numeric(present, errors="coerce").isna()].value_counts()
+    few = len(words) <= 3 and 2 * words.sum() < len(present)
+    return {str(word): int(count) for word, count in words.items()} if few else {}
+
+
+def counted(words: Mapping[str, int]) -> str:
+    """Return words and how often each is there as text."""
+    return ", ".join(f"{word!r} {'once' if count == 1 else f'{count} times'}" for word, count in words.items())
+
+
+def _from_text(values: pd.Series, column: Column, gap_words: tuple[str, ...]) -> pd.Series:
+    """Turn text of a CSV file into gaps, and into the same categories as training made of it."""
+    if gap_words:
+        values = values.mask(values.isin(gap_words))
+    kind = "U" if column.dtype == "str" else np.dtype(column.dtype).kind
+    if kind == "b":
+        return values.replace({"TRUE": "True", "true": "True", "FALSE": "False", "false": "False"})
+    if kind not in "iuf":
+        return values
+    gap_numbers = pd.to_numeric(pd.Series(gap_words, dtype="str"), errors="coerce").dropna()
+    if column.kind == "numeric" and gap_numbers.empty:
+        return values
+    numbers = pd.to_numeric(values, errors="coerce")
+    values = values.mask(numbers.isin(gap_numbers))  # as pandas does it: -999 names -999.0, too
+    if column.kind == "numeric":
+        return values
+    is_number = numbers.notna() & values.notna()
+    plain = numbers[is_number].astype(np.float64 if kind == "f" else numbers.dtype)
+    texts = values.astype(object)
+    texts[is_number] = as_text(plain)
+    return texts
+
+
+def _numbers(values: pd.Series, *, text: bool) -> np.ndarray:
+    """(n,) float64, NaN for gaps and for what is no number.
+
+    Args:
+        text: whether a text may be a number, as all of a CSV file are. Elsewhere it may not, nor may a truth value.
+    """
+    if not text:
+        if isinstance(values.dtype, pd.CategoricalDtype):
+            values = values.astype(object)
+        if pd.api.types.is_object_dtype(values.dtype):
+            values = values.mask(values.map(lambda v: isinstance(v, (str, bytes, bool, np.bool_))))
+        elif not pd.api.types.is_any_real_numeric_dtype(values.dtype):
+            return np.full(len(values), np.nan)
     return pd.to_numeric(values, errors="coerce").to_numpy(np.float64, na_value=np.nan)
 
 
@@ -403,40 +474,39 @@ def _raw_values(column: Column, x: np.ndarray, gaps: np.ndarray) -> Any:
     return values
 
 
-def _some(names: list[str]) -> str:
-    shown = ", ".join(repr(n) for n in names[:5])
-    return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"
-
-
-def _column_problems(column: Column, values: pd.Series) -> list[str]:
+def _column_problems(column: Column, values: pd.Series, *, text: bool) -> list[str]:
     found = []
     missing = values.isna()
     if missing.any() and not column.gaps:
-        first = int(missing.to_numpy().argmax())
+        first, count = values.index[int(missing.to_numpy().argmax())], int(missing.sum())
+        gaps = f"{count} gap{'s' * (count > 1)}"
         found.append(
-            f"column {column.name!r} has {missing.sum()} gaps (first: row {first}); the data set it learned from had none; fill them first"
+            f"column {column.name!r} has {gaps} (first: row {first}); the data set it learned from had none; fill them first"
         )
     present = values[~missing]
     if column.kind == "categorical":
-        text = as_text(present)
-        fresh = text[~text.isin(column.categories)]
+        categories = as_text(present)
+        fresh = categories[~categories.isin(column.categories)]
         if len(fresh):
             kinds = sorted(fresh.unique())
             found.append(
-                f"column {column.name!r} has {len(fresh)} values of new categories {_some(kinds)} (first: row {fresh.index[0]}); "
-                f"expected one of {_some(list(column.categories))}; map them to a known one or train again with them"
+                f"column {column.name!r} has {len(fresh)} values of new categories {formats.shown(kinds)} (first: row {fresh.index[0]}); "
+                f"expected one of {formats.shown(list(column.categories))}; map them to a known one or train again with them"
             )
         return found
-    numbers = _numbers(present)
-    with np.errstate(over="ignore", invalid="ignore"):
-        standardised = ((numbers - column.mean) / (column.scale or 1.0)).astype(np.float32)
+    numbers = _numbers(present, text=text)
     none, infinite = np.isnan(numbers), np.isinf(numbers)
-    far = ~np.isfinite(standardised) & ~none & ~infinite
+    with np.errstate(over="ignore", invalid="ignore"):
+        far = ~none & ~infinite & ~(np.abs((numbers - column.mean) / column.scale) <= FARTHEST)
     if none.any():
         first, row = present.iloc[none.argmax()], present.index[none.argmax()]
+        first = first.item() if isinstance(first, np.generic) else first
+        remedy = "convert, mend or remove them"
+        if text and str(first).strip().lower() in GAP_WORDS:
+            remedy = f"leave the field empty where a value is missing, or train with `gaps: {[str(first)]}`"
         found.append(
             f"column {column.name!r} has {none.sum()} values that are no numbers (first: {first!r} in row {row}); "
-            "expected numbers; mend or remove them"
+            f"expected numbers; {remedy}"
         )
     if infinite.any():
         found.append(
@@ -447,7 +517,8 @@ def _column_problems(column: Column, values: pd.Series) -> list[str]:
         first, row = numbers[far.argmax()], present.index[far.argmax()]
         found.append(
             f"column {column.name!r} has {far.sum()} values too large to compute with (first: {first:g} in row {row}); "
-            f"the training rows had {column.mean:g} on average; mend or remove them"
+            f"expected less than {FARTHEST:g} standard deviations from the mean of the training rows, {column.mean:g} "
+            f"with a deviation of {column.scale:g}; mend or remove them"
         )
     return found
 
@@ -462,6 +533,7 @@ class Split:
     normal: (n,) bool, which rows are of the normal class, or None where the data set names none.
     ids: (n,) the identity of each row: the user's own identifier, or its position in the raw file.
     groups: (n,) text, which rows belong together and resemble each other, or None where the data set names no group.
+    fingerprints: (n,) uint64, equal for rows of equal raw values, or None; tells rows again in another split or file.
     """
 
     x: np.ndarray
@@ -470,6 +542,7 @@ class Split:
     normal: np.ndarray | None
     ids: np.ndarray
     groups: np.ndarray | None = None
+    fingerprints: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.x)
@@ -478,14 +551,22 @@ class Split:
         """Return the rows of the normal class, or all where the data set names none."""
         if self.normal is None:
             return self
-        rows = np.flatnonzero(self.normal)
+        return self.take(np.flatnonzero(self.normal))
+
+    def take(self, rows: np.ndarray) -> "Split":
+        """Return the rows at these positions, in this order."""
+
+        def some(values: np.ndarray | None) -> np.ndarray | None:
+            return None if values is None else values[rows]
+
         return Split(
             self.x[rows],
-            None if self.observed is None else self.observed[rows],
-            None if self.y is None else self.y[rows],
-            self.normal[rows],
+            some(self.observed),
+            some(self.y),
+            some(self.normal),
             self.ids[rows],
-            None if self.groups is None else self.groups[rows],
+            some(self.groups),
+            some(self.fingerprints),
         )
 
 
@@ -510,6 +591,7 @@ class Dataset:
                 if split.observed is not None:
                     np.save(draft / name / "observed.npy", split.observed, allow_pickle=False)
                 side = {"id": split.ids, "label": split.y, "normal": split.normal, "group": split.groups}
+                side["fingerprint"] = split.fingerprints
                 formats.write(
                     draft / name / "rows.parquet", pd.DataFrame({k: v for k, v in side.items() if v is not None})
                 )
@@ -535,6 +617,7 @@ class Dataset:
                 normal=side["normal"].to_numpy() if "normal" in side else None,
                 ids=side["id"].to_numpy(),
                 groups=side["group"].to_numpy() if "group" in side else None,
+                fingerprints=side["fingerprint"].to_numpy() if "fingerprint" in side else None,
             )
         schema = schema_from_json(files.read_json(folder / "schema.json"))
         return cls(folder.name, schema, notes=tuple(files.read_json(folder / "notes.json")), **splits)

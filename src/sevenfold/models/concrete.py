@@ -1,0 +1,123 @@
+"""Concrete autoencoder (Balin et al., 2019): the code is a choice of input features, from which the others follow."""
+
+import math
+
+import torch
+from scipy import optimize
+from torch import Tensor, nn
+
+from sevenfold import networks
+from sevenfold.models.base import Autoencoder, Standardiser, squared_error
+
+SCALE = 20.0
+"""Of the logits per unit of their weights: a choice needs logits of about 10 to be certain, far more than a network's
+weights travel at its learning rate."""
+
+
+class ConcreteAutoencoder(Autoencoder):
+    """Selects `code` different features of the sample; `encode` returns their values, a network restores all others.
+
+    In training each code value is a mixture of features, drawn from a concrete distribution (Maddison et al., 2017;
+    Jang et al., 2017) whose falling temperature turns mixtures into choices. `encode`, `decode` and the losses in
+    `eval` mode know whole and different features only, at any time: epochs are compared by what their selection is worth,
+    and weights from before the end of the annealing select as well, only less sure.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        *,
+        code: int,
+        hidden: list[int],
+        activation: networks.Activation,
+        first_temperature: float,
+        last_temperature: float,
+        overlap: float,
+        indecision: float,
+    ) -> None:
+        """Build the layers.
+
+        Args:
+            shape: of one sample.
+            code: number of features to select.
+            hidden: widths between the sample and the code, of the decoder from right to left.
+            activation: between the decoder's layers.
+            first_temperature: of the mixtures when training begins. Well above 1 mixtures are so even that the decoder
+                learns little that it can use for whole features.
+            last_temperature: when it ends; the temperature falls exponentially. From about 0.5 downwards a mixture is
+                nearly a choice.
+            overlap: weight of the penalty on probability that several code values give to one feature.
+            indecision: weight of the entropy of the choice as a share of the largest there is. In training it turns
+                from a reward, minus the weight, to a penalty, plus the weight: deterministic annealing (Rose, 1998).
+
+        Raises:
+            ValueError: an option is out of range.
+        """
+        super().__init__(shape, code)
+        if not 0 < last_temperature <= first_temperature < math.inf:
+            raise ValueError(
+                f"first_temperature is {first_temperature} and last_temperature {last_temperature}; expected numbers "
+                "above 0, the last no higher than the first; give for example 1 and 0.1"
+            )
+        for name, weight in [("overlap", overlap), ("indecision", indecision)]:
+            if not 0 <= weight < math.inf:
+                raise ValueError(f"{name} is {weight}; expected a weight of 0 or more; give 0 for no penalty")
+        self.first_temperature = first_temperature
+        self.last_temperature = last_temperature
+        self.overlap = overlap
+        self.indecision = indecision
+        self.standardise = Standardiser(self.shape)
+        # Nearly even, but not quite: equal rows would move together for ever.
+        self.weights = nn.Parameter(0.01 * torch.randn(code, self.size))
+        self.decoder = networks.dense([code, *reversed(hidden), self.size], activation)
+
+    def prepare(self, x: Tensor, observed: Tensor | None) -> None:
+        self.standardise.learn(x, observed)
+
+    def selected(self) -> list[int]:
+        """Return the index of each code value's feature in the flat sample: the likeliest choice without repetition."""
+        # Weights that are no numbers select something, so that training reports the loss that comes of it.
+        scores = torch.nan_to_num(self.weights.detach()).double().cpu().numpy()
+        return [int(index) for index in optimize.linear_sum_assignment(scores, maximize=True)[1]]
+
+    def certainty(self) -> float:
+        """Return the mean over code values of the likeliest feature's probability, 1 / size to 1."""
+        return float(self._probabilities().detach().amax(dim=1).mean())
+
+    def encode(self, x: Tensor) -> Tensor:
+        return x.flatten(1)[:, self.selected()]  # (n, code)
+
+    def decode(self, z: Tensor) -> Tensor:
+        return self._restore((z - self.standardise.center.flatten()[self.selected()]) / self.standardise.spread)
+
+    def losses(self, x: Tensor, observed: Tensor | None) -> dict[str, Tensor]:
+        output = self._restore(self.standardise(x).flatten(1) @ self._mixture().T) if self.training else self(x)
+        probabilities = self._probabilities()
+        # As in Strypsteen and Bertrand (2021): no feature is worth more than one code value.
+        shared = (probabilities.sum(dim=0) - 1).relu().sum() / self.code
+        entropy = torch.special.entr(probabilities).sum(dim=1).mean() / math.log(max(self.size, 2))  # 0 to 1
+        # Who decides before having looked around decides badly, and does not look again: without the reward some code
+        # values end on a feature that tells nothing new.
+        pressure = 2 * self.progress - 1 if self.training else 1.0
+        return {
+            # Relative to the spread of the data, so that one learning rate suits data of any scale.
+            "reconstruction": squared_error(output, x, observed) / self.standardise.spread.square(),
+            "overlap": self.overlap * shared,
+            "indecision": self.indecision * pressure * entropy,
+        }
+
+    def _restore(self, values: Tensor) -> Tensor:
+        """Return samples from standardised values of the features, (n, code) -> (n, *shape)."""
+        output: Tensor = self.standardise.inverse(self.decoder(values).reshape(-1, *self.shape))
+        return output
+
+    def _probabilities(self) -> Tensor:
+        """Return how likely each code value selects each feature, (code, size)."""
+        return torch.softmax(SCALE * self.weights, dim=1)
+
+    def _mixture(self) -> Tensor:
+        """Draw the share of each feature in each code value, (code, size); one draw per batch."""
+        # Minus the logarithm of an exponential variable has Gumbel's distribution.
+        noise = -torch.empty_like(self.weights).exponential_().log()
+        temperature = self.first_temperature * (self.last_temperature / self.first_temperature) ** self.progress
+        return torch.softmax((SCALE * self.weights + noise) / temperature, dim=1)
