@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from sevenfold import evaluation, files, params, preparation, stages, training, workspace
+from sevenfold import evaluation, files, params, stages, training, workspace
 from sevenfold.models.base import ModelSpec
 
 
@@ -22,22 +22,7 @@ def contest(
     place: workspace.Workspace, settings: params.Params, dataset: str, name: str, seed: int
 ) -> evaluation.Contest:
     """Hold one contest on the split of `seed`, all in memory."""
-    entry = settings.datasets[dataset]
-    prepared = preparation.prepare(
-        dataset,
-        stages.read_raw(place, settings, dataset),
-        label=entry.label,
-        normal=entry.normal,
-        identifier=entry.id,
-        group=entry.group,
-        drop=entry.drop,
-        categorical=entry.categorical,
-        value_range=entry.range,
-        duplicates=entry.duplicates,
-        validation=entry.split.validation,
-        test=entry.split.test,
-        seed=seed,
-    )
+    prepared = stages.in_splits(place, settings, dataset, seed=seed)
     application = stages.application(settings, dataset, name)
     candidates = {}
     for candidate, what in settings.of_dataset(dataset).items():

@@ -14,7 +14,7 @@ def main() -> int:
     place = workspace.find()
     place.initialise()
     over = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda number, frame: over.set())
     with place.settled(), ExitStack() as stack:
         registry.initialise(place)

@@ -79,8 +79,16 @@ def to_validate(rows: formats.Rows) -> Any:
 def prepare(workspace: Workspace, dataset: str) -> None:
     """Split a data set and turn its rows into tensors."""
     settings = params.load(workspace.params)
+    prepared = in_splits(workspace, settings, dataset, seed=settings.datasets[dataset].split.seed)
+    prepared.save(workspace.prepared(dataset))
+    sizes = ", ".join(f"{len(getattr(prepared, part))} {part}" for part in ("train", "validation", "test"))
+    print(f"{dataset}: {sizes} rows of shape {prepared.schema.shape}" + "".join(f"; {n}" for n in prepared.notes))
+
+
+def in_splits(workspace: Workspace, settings: Params, dataset: str, *, seed: int) -> Dataset:
+    """Return a data set as params.yaml describes it, split by `seed`."""
     entry = settings.datasets[dataset]
-    prepared = preparation.prepare(
+    return preparation.prepare(
         dataset,
         read_raw(workspace, settings, dataset),
         label=entry.label,
@@ -93,11 +101,8 @@ def prepare(workspace: Workspace, dataset: str) -> None:
         duplicates=entry.duplicates,
         validation=entry.split.validation,
         test=entry.split.test,
-        seed=entry.split.seed,
+        seed=seed,
     )
-    prepared.save(workspace.prepared(dataset))
-    sizes = ", ".join(f"{len(getattr(prepared, part))} {part}" for part in ("train", "validation", "test"))
-    print(f"{dataset}: {sizes} rows of shape {prepared.schema.shape}" + "".join(f"; {n}" for n in prepared.notes))
 
 
 def application(settings: Params, dataset: str, name: str) -> Application:
