@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from pathlib import Path
 
 import pandas as pd
@@ -151,6 +152,28 @@ def test_the_python_of_the_readme_does_what_the_job_did(ran):
     (project.root / "by-hand.parquet").unlink()
     job = pd.read_parquet(project.root / ".sevenfold/batches/wdbc-anomaly.parquet")
     pd.testing.assert_frame_equal(by_hand, job[list(by_hand)], check_dtype=False)
+
+
+def test_the_pages_are_served_on_this_machine_until_they_are_ended(ran):
+    project, _ = ran
+    command = [sys.executable, "-m", "flows.pages"]
+    with subprocess.Popen(
+        command, cwd=project.root, env=project.environment(), stdout=subprocess.PIPE, text=True
+    ) as process:
+        watch = threading.Timer(180, process.kill)
+        watch.start()
+        lines = [process.stdout.readline() for _ in range(4)]
+        addresses = [line.split()[1] for line in lines[:2]]
+        answers = []
+        for address in addresses:
+            assert address.startswith("http://127.0.0.1:")
+            with urllib.request.urlopen(address, timeout=30) as response:
+                answers.append(response.read().decode())
+        process.terminate()
+    watch.cancel()
+    assert process.returncode == 0
+    assert ["MLflow" in answers[0], "Prefect" in answers[1]] == [True, True]
+    assert not _processes(project)
 
 
 def test_a_second_run_trains_nothing_publishes_nothing_and_says_so(ran):
