@@ -32,7 +32,7 @@ def contest(
         if what.rows == "normal":
             learn, held_out = learn.only_normal(), held_out.only_normal()
         model, _ = training.fit(
-            ModelSpec(what.variant, prepared.schema.shape, dict(what.options)),
+            ModelSpec.of(what.variant, prepared.schema.layout, what.options),
             learn,
             held_out,
             training.Settings(**settings.settings(candidate).model_dump()),

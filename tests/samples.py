@@ -88,17 +88,25 @@ def dataset(kind):
 
 
 def options(variant):
-    """Return the options of the variant's first candidate in params.yaml, with a code that suits the samples here."""
+    """Return the options of the variant's first candidate in params.yaml, with a code that suits the samples here.
+
+    The code of some variants has no option of its own: it follows from others, and from the sample.
+    """
     for candidate in PARAMS.candidates.values():
         if candidate.variant == variant:
-            return {**candidate.options, "code": CODE}
+            return {**candidate.options} | ({"code": CODE} if "code" in candidate.options else {})
     raise AssertionError(
         f"no candidate in params.yaml is of variant {variant!r}: add one, so that it is tested and run"
     )
 
 
+def smaller(value):
+    """Return a number, or a list's last number, less one."""
+    return [*value[:-1], value[-1] - 1] if isinstance(value, list) else value - 1
+
+
 def spec(variant, kind):
-    return ModelSpec(variant, tuple(dataset(kind).schema.shape), options(variant))
+    return ModelSpec.of(variant, dataset(kind).schema.layout, options(variant))
 
 
 def refusal(variant, shape):

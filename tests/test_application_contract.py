@@ -22,7 +22,7 @@ class Useless(Autoencoder):
     def prepare(self, x, observed):
         pass
 
-    def encode(self, x):
+    def encode(self, x, observed=None):
         return x.new_zeros(len(x), self.code)
 
     def decode(self, z):
@@ -75,7 +75,7 @@ def test_there_are_applications_and_params_yaml_holds_each():
 
 def test_a_perfect_model_beats_a_useless_one(name, kind, application, model, data):
     _, perfect = samples.judged(name, kind)
-    _, useless = evaluation.judge(application, Useless(data.schema.shape, model.code).eval(), data)
+    _, useless = evaluation.judge(application, Useless(data.schema.layout, model.code).eval(), data)
     assert perfect.test.metrics[application.primary] > 0.2 + useless.test.metrics[application.primary]
 
 
@@ -215,7 +215,7 @@ def test_a_constant_feature_does_no_harm(application, data):
         return replace(split, x=x)
 
     constant = replace(data, **{part: flattened(getattr(data, part)) for part in SPLITS})
-    model = ModelSpec("pca", tuple(data.schema.shape), {"code": samples.CODE}).build().eval()
+    model = ModelSpec.of("pca", data.schema.layout, {"code": samples.CODE}).build().eval()
     seen = data.train.observed
     model.prepare(torch.from_numpy(constant.train.x), None if seen is None else torch.from_numpy(seen))
     _, judgement = evaluation.judge(application, model, constant)

@@ -19,6 +19,9 @@ from sevenfold.bundles import BundleError
 CASES = [(name, kind) for name in modules.names("applications") for kind in samples.DATASETS]
 
 
+PCA = samples.spec("pca", "table").to_json()
+
+
 def bundle(name="anomaly", kind="table"):
     data = samples.dataset(kind)
     application, _ = samples.judged(name, kind)
@@ -193,12 +196,13 @@ def test_a_bundle_that_is_not_the_expected_one_is_refused(folder):
         bundles.load(folder, expected="0" * 64)
 
 
-@pytest.mark.parametrize("newer", [3, None, "2"])
+@pytest.mark.parametrize("newer", [bundles.FORMAT + 1, None, "3"])
 def test_another_format_is_told_before_anything_else(folder, newer):
     edit(folder, format=newer, model={"layout": "unheard of"})
     (folder / "more.safetensors").write_bytes(b"")
     with pytest.raises(
-        BundleError, match=rf"has bundle format {newer!r}; this version reads 2; use the sevenfold version"
+        BundleError,
+        match=rf"has bundle format {newer!r}; this version reads {bundles.FORMAT}; use the sevenfold version",
     ):
         bundles.load(folder)
 
@@ -206,7 +210,10 @@ def test_another_format_is_told_before_anything_else(folder, newer):
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"model": {"variant": "../../evil", "shape": [12], "options": {}}}, r"no '\.\./\.\./evil' in models/"),
+        (
+            {"model": {"variant": "../../evil", "shape": [12], "fields": [], "options": {}}},
+            r"no '\.\./\.\./evil' in models/",
+        ),
         ({"application": {"name": "../evil", "options": {}}}, r"no '\.\./evil' in applications/"),
         ({"application": {"name": "base", "options": {}}}, r"no 'base' in applications/"),
         (
@@ -215,11 +222,11 @@ def test_another_format_is_told_before_anything_else(folder, newer):
         ),
         ({"application": {}}, r"bundle\.json has no entry 'name'"),
         (
-            {"model": {"variant": "pca", "shape": [15], "options": {"code": 3}}},
+            {"model": {**PCA, "options": {"code": 3}}},
             r"model\.safetensors does not hold the weights of pca",
         ),
         (
-            {"model": {"variant": "pca", "shape": [12], "options": []}},
+            {"model": {**PCA, "options": []}},
             r"the options of pca are \[\]; expected an object",
         ),
         (
@@ -230,6 +237,10 @@ def test_another_format_is_told_before_anything_else(folder, newer):
                 }
             },
             "anomaly: option 'false_positive_rate' is '0.1': input should be a valid number",
+        ),
+        (
+            {"model": {"variant": "pca", "shape": [15], "fields": [{"width": 15, "gaps": False}], "options": {}}},
+            "the schema has other columns than the model",
         ),
         ({"schema": {"kind": "images"}}, r"bundle\.json has no entry 'shape'"),
         ({"sha256": {}}, r"model\.safetensors is truncated or damaged"),

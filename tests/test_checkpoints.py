@@ -16,7 +16,17 @@ from sevenfold.checkpoints import Checkpoint
 from sevenfold.models.base import ModelSpec
 
 SPEC = ModelSpec(
-    "denoising", (12,), {"code": 3, "hidden": [16], "activation": "silu", "noise": "gaussian", "level": 0.3}
+    "denoising",
+    (12,),
+    {
+        "code": 3,
+        "hidden": [16],
+        "activation": "silu",
+        "noise": "gaussian",
+        "level": 0.3,
+        "numbers": "standard",
+        "categories": "one-hot",
+    },
 )
 SETTINGS = training.Settings(
     epochs=8, patience=8, batch_size=16, learning_rate=0.01, warmup=0.1, weight_decay=0.01, gradient_clip=1.0, threads=1

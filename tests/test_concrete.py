@@ -24,6 +24,7 @@ OPTIONS = {
     "last_temperature": 0.1,
     "overlap": 1.0,
     "indecision": 0.5,
+    "numbers": "standard",
 }
 
 
@@ -138,7 +139,7 @@ def test_overlap_and_indecision_are_penalised_as_stated():
     share = stats.entropy([0.25, 0.75]) / np.log(SIZE)
     for training, progress, weight in [(False, 0.2, 0.5), (True, 0.0, -0.5), (True, 0.5, 0.0), (True, 1.0, 0.5)]:
         model.train(training)
-        model.progress = progress
+        model.progress.fill_(progress)
         losses = model.losses(x, None)
         assert losses["indecision"].item() == pytest.approx(weight * share, abs=1e-6)
         assert losses["overlap"].item() == 0
@@ -148,9 +149,9 @@ def test_a_mixture_is_even_while_hot_and_a_draw_by_probability_when_cold():
     model = build(code=1, first_temperature=1000.0, last_temperature=0.001)
     wanted = np.random.default_rng(0).dirichlet(np.ones(SIZE))
     set_logits(model, np.log(wanted)[None] / concrete.SCALE)
-    model.progress = 0.0
+    model.progress.fill_(0.0)
     torch.testing.assert_close(model._mixture(), torch.full((1, SIZE), 1 / SIZE), atol=0.005, rtol=0)
-    model.progress = 1.0
+    model.progress.fill_(1.0)
     draws = torch.cat([model._mixture().detach() for _ in range(4000)])
     assert (draws.amax(dim=1) > 0.99).float().mean() > 0.98
     np.testing.assert_allclose(draws.mean(dim=0), wanted, atol=4 * np.sqrt(0.25 / 4000))

@@ -16,15 +16,24 @@ SEEN = torch.rand(X.shape, generator=torch.Generator().manual_seed(1)) > torch.t
 
 
 def build(shape=SHAPE, **options):
-    wanted = {"code": 5, "hidden": [16, 8], "activation": "silu", "weight": 0.1, "probes": 1} | options
+    wanted = {
+        "code": 5,
+        "hidden": [16, 8],
+        "activation": "silu",
+        "weight": 0.1,
+        "probes": 1,
+        "numbers": "standard",
+        "categories": "one-hot",
+    } | options
     torch.manual_seed(0)
     return ModelSpec("contractive", shape, wanted).build()
 
 
 def exact(model, x, observed):
     """Squared norm of the whole Jacobian by the standardised sample, per observed cell."""
-    jacobian = func.vmap(func.jacrev(lambda row: model.encode(row[None])[0]))(x)  # (n, code, *shape)
-    squares = (jacobian * model.standardise.spread).square().sum(dim=1).detach()
+    seen = torch.ones_like(x, dtype=torch.bool) if observed is None else observed
+    jacobian = func.vmap(func.jacrev(lambda row, known: model.encode(row[None], known[None])[0]))(x, seen)
+    squares = (jacobian * model.cells.numbers.spread).square().sum(dim=1).detach()  # of (n, code, *shape)
     return float(squares.mean() if observed is None else squares[observed].mean())
 
 
@@ -57,7 +66,7 @@ def test_one_probe_is_right_on_average_and_so_is_its_slope():
         def code(row):
             return func.functional_call(model.encoder, {"0.weight": values}, (row,))
 
-        return func.vmap(func.jacrev(code))(model.standardise(X).flatten(1)).square().sum(dim=1).mean()
+        return func.vmap(func.jacrev(code))(model.cells.numbers(X).flatten(1)).square().sum(dim=1).mean()
 
     expected = func.grad(norm)(weight.detach()).detach()
     assert (slope.detach() - expected).norm() < 0.05 * expected.norm()
@@ -83,12 +92,12 @@ def test_the_loss_is_weighted_and_the_same_every_time_in_eval_mode():
 def test_the_decoder_has_the_transposed_weights_of_the_encoder():
     model = build(activation="tanh")
     with torch.no_grad():
-        for bias in model.biases:
+        for bias in model.decoder.biases:
             bias.normal_()
     first, second, third = (m.weight for m in model.encoder if isinstance(m, nn.Linear))
     z = torch.randn(7, 5)
-    up = torch.tanh(z @ third + model.biases[0])
-    output = torch.tanh(up @ second + model.biases[1]) @ first + model.biases[2]
+    up = torch.tanh(z @ third + model.decoder.biases[0])
+    output = torch.tanh(up @ second + model.decoder.biases[1]) @ first + model.decoder.biases[2]
     torch.testing.assert_close(model.decode(z), output.reshape(7, *SHAPE))
 
 
@@ -102,7 +111,15 @@ def test_the_penalty_makes_the_code_change_less_with_noise():
 
     def change(weight):
         """Of the code, relative to its own variance: a shrunken code gains nothing. Nine of its values are free for noise."""
-        options = {"code": 12, "hidden": [32], "activation": "silu", "weight": weight, "probes": 1}
+        options = {
+            "code": 12,
+            "hidden": [32],
+            "activation": "silu",
+            "weight": weight,
+            "probes": 1,
+            "numbers": "standard",
+            "categories": "one-hot",
+        }
         model, _ = samples.fit(ModelSpec("contractive", (20,), options), train, validation, settings=settings)
         with torch.inference_mode():
             z = model.encode(clean)

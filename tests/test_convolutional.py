@@ -83,7 +83,7 @@ def test_fewer_parameters_than_the_deep_one_reach_its_error_on_digits():
     x = torch.from_numpy(np.array(data.test.x))
     sizes, errors = {}, {}
     for variant, rate, options in [
-        ("deep", 0.003, {"hidden": [256, 128]}),
+        ("deep", 0.003, {"hidden": [256, 128], "tied": False, "numbers": "standard", "categories": "one-hot"}),
         ("convolutional", 0.01, {"channels": [32, 64], "augment": []}),
     ]:
         of = ModelSpec(variant, x.shape[1:], {"code": 8, "activation": "silu"} | options)

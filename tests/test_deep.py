@@ -1,6 +1,8 @@
 """The fully connected bodies, and the deep autoencoder made of them."""
 
+import copy
 import typing
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -23,7 +25,12 @@ ACTIVATIONS = {
 
 
 def spec(size, **options):
-    return ModelSpec("deep", (size,), {"code": 3, "hidden": [], "activation": "linear"} | options)
+    return ModelSpec(
+        "deep",
+        (size,),
+        {"code": 3, "hidden": [], "activation": "linear", "tied": False, "numbers": "standard", "categories": "one-hot"}
+        | options,
+    )
 
 
 def rows(count, size, seed=0, scale=1.0):
@@ -32,17 +39,41 @@ def rows(count, size, seed=0, scale=1.0):
     return samples.split(scale * (x + 0.3 * generator.normal(size=x.shape)))
 
 
+@pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("hidden", [[], [8]])
-def test_a_linear_one_reaches_the_error_of_principal_components(hidden):
-    train, validation = rows(400, 10), rows(200, 10, seed=1)
-    settings = samples.training.Settings(150, 150, 32, 0.02, 0.05, 0.0, 1.0, 1)
-    model, _ = samples.fit(spec(10, hidden=hidden), train, validation, settings=settings)
+def test_a_linear_one_reaches_the_error_of_principal_components(hidden, tied):
+    train, validation, test = rows(400, 10), rows(200, 10, seed=1), rows(1000, 10, seed=2)
+    settings = replace(samples.SETTINGS, epochs=150, patience=150, learning_rate=0.02, weight_decay=0.0)
+    model, _ = samples.fit(spec(10, hidden=hidden, tied=tied), train, validation, settings=settings)
+    assert not any("bias" in name for name, _ in model.named_parameters())
     oracle = decomposition.PCA(3).fit(train.x)
-    best = ((oracle.inverse_transform(oracle.transform(train.x)) - train.x) ** 2).mean()
-    with torch.inference_mode():
-        error = float((model(torch.from_numpy(train.x)) - torch.from_numpy(train.x)).square().mean())
+
+    def errors(x):
+        best = ((oracle.inverse_transform(oracle.transform(x)) - x) ** 2).mean()
+        with torch.inference_mode():
+            return float((model(torch.from_numpy(x)) - torch.from_numpy(x)).square().mean()), float(best)
+
+    error, best = errors(train.x)
     assert best <= error * (1 + 1e-5)  # nothing linear does better
-    assert error == pytest.approx(float(best), rel=0.02)
+    error, best = errors(test.x)
+    assert error == pytest.approx(best, rel=0.01)
+
+
+def test_a_tied_decoder_is_the_encoder_transposed_and_saved_once():
+    model = spec(4, code=2, hidden=[5], activation="tanh", tied=True).build()
+    with torch.no_grad():
+        for bias in model.decoder.biases:
+            bias.normal_()
+    first, second = (m.weight for m in model.encoder if isinstance(m, nn.Linear))
+    z = torch.randn(7, 2)
+    output = torch.tanh(z @ second + model.decoder.biases[0]) @ first + model.decoder.biases[1]
+    torch.testing.assert_close(model.decode(z), output)
+    assert sum(p.numel() for p in model.parameters()) == 4 * 5 + 5 * 2 + (5 + 2) + (5 + 4)
+    assert not any("decoder" in name and "weight" in name for name in model.state_dict())
+    moved = copy.deepcopy(model)
+    with torch.no_grad():
+        moved.encoder[0].weight.zero_()
+    assert torch.equal(moved.decode(z), moved.decoder.biases[1].expand(7, -1))  # its own encoder, not the original's
 
 
 def test_one_learning_rate_suits_data_of_any_scale():
@@ -80,6 +111,6 @@ def test_cells_without_a_value_do_not_count_in_the_loss():
     model = spec(4).build()
     x = torch.randn(6, 4)
     seen = torch.rand(6, 4) > 0.3
-    errors = np.ma.masked_array((model(x) - x).square().detach().numpy(), ~seen.numpy())
+    errors = np.ma.masked_array((model(x, seen) - x).square().detach().numpy(), ~seen.numpy())
     assert model.losses(x, seen)["reconstruction"].item() == pytest.approx(errors.mean(), rel=1e-5)
     assert model.losses(x, torch.zeros_like(seen))["reconstruction"].item() == 0

@@ -10,9 +10,13 @@ import torch
 
 import samples
 from sevenfold import bundles, modules
+from sevenfold.layouts import Layout
 from sevenfold.models.base import ModelSpec, Standardiser
 
 VARIANTS = modules.names("models")
+
+OVERCOMPLETE = ("masked", "sparse")
+"""Variants whose code may have more values than the sample."""
 
 
 @pytest.fixture(params=VARIANTS)
@@ -64,10 +68,10 @@ def test_every_variant_takes_tables_or_images(variant):
 
 def test_code_and_reconstruction_have_their_shapes(model, x):
     z = model.encode(x)
-    assert z.shape == (len(x), samples.CODE)
+    assert z.shape == (len(x), model.code)
     assert model.decode(z).shape == x.shape
     torch.testing.assert_close(model(x), model.decode(z))
-    assert model.encode(x[:0]).shape == (0, samples.CODE)
+    assert model.encode(x[:0]).shape == (0, model.code)
 
 
 def test_eval_mode_is_deterministic(model, x):
@@ -157,7 +161,9 @@ def test_weights_of_another_shape_are_refused_by_name(variant, kind, tmp_path):
     spec = samples.spec(variant, kind)
     bundles.save_model(tmp_path / "model", spec, samples.trained(variant, kind))
     path = tmp_path / "model" / "model.json"
-    other = ModelSpec(variant, spec.shape, {**spec.options, "code": samples.CODE - 1})
+    # The option that decides the size of the code, for variants that have no other.
+    smaller = {name: samples.smaller(value) for name, value in spec.options.items() if name in ("code", "channels")}
+    other = ModelSpec.of(variant, Layout(spec.shape, spec.fields), {**spec.options, **smaller})
     path.write_text(json.dumps(other.to_json()))
     with pytest.raises(
         bundles.BundleError, match=rf"model.safetensors does not hold the weights of {variant} .*size mismatch"
@@ -166,27 +172,36 @@ def test_weights_of_another_shape_are_refused_by_name(variant, kind, tmp_path):
 
 
 def test_every_wrong_option_is_named_at_once(variant):
-    options = {**samples.options(variant), "hiden": 3}
-    del options["code"]
-    with pytest.raises(ValueError, match=r"unknown option 'hiden'.*there are: .*code.*option missing: code"):
-        ModelSpec(variant, (12,), options).build()
-    with pytest.raises(ValueError, match=r"option 'code' is 'many'"):
-        ModelSpec(variant, (12,), {**samples.options(variant), "code": "many"}).build()
+    options = samples.options(variant)
+    one = next(name for name in ("code", "channels") if name in options)
+    others = {"hiden": 3, **{name: value for name, value in options.items() if name != one}}
+    with pytest.raises(ValueError, match=rf"unknown option 'hiden'.*there are: .*{one}.*option missing: {one}"):
+        ModelSpec(variant, (12,), others).build()
+    with pytest.raises(ValueError, match=rf"option '{one}' is 'many'"):
+        ModelSpec(variant, (12,), {**options, one: "many"}).build()
 
 
 @pytest.mark.parametrize("code", [0, -1, 13])
 def test_a_code_outside_the_sample_is_refused(variant, code):
-    with pytest.raises(ValueError, match=rf"code is {code}; expected 1 to 12, .* shape \(3, 4\)"):
-        ModelSpec(variant, (3, 4), {**samples.options(variant), "code": code}).build()
+    if "code" not in samples.options(variant):
+        pytest.skip(f"the code of {variant} follows from its other options")
+    options = {**samples.options(variant), "code": code}
+    if code > 12 and variant in OVERCOMPLETE:
+        assert ModelSpec(variant, (12,), options).build().code == code
+        return
+    wanted = "1 or more" if variant in OVERCOMPLETE else r"1 to 12, .* shape \(3, 4\)"
+    with pytest.raises(ValueError, match=rf"code is {code}; expected {wanted}"):
+        ModelSpec(variant, (3, 4), options).build()
 
 
 def test_fewer_rows_than_code_values_are_refused(variant, small):
-    few = samples.split(np.random.default_rng(0).normal(size=(samples.CODE - 1, *small)))
-    message = (
-        f"{samples.CODE - 1} training rows for a code of {samples.CODE}; expected at least as many.*smaller `code`"
-    )
+    spec = ModelSpec(variant, small, samples.options(variant))
+    code = spec.build().code
+    least = min(code, 6)
+    few = samples.split(np.random.default_rng(0).normal(size=(least - 1, *small)))
+    message = f"{least - 1} training rows for a code of {code}; expected at least {least}; .*smaller `code`"
     with pytest.raises(ValueError, match=message):
-        samples.fit(ModelSpec(variant, small, samples.options(variant)), few, few)
+        samples.fit(spec, few, few)
 
 
 @pytest.mark.parametrize("constant", [0.0, 7.0])

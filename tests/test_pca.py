@@ -6,6 +6,7 @@ import torch
 from sklearn import decomposition
 
 import samples
+from sevenfold.models import pca
 from sevenfold.models.base import ModelSpec
 
 
@@ -38,6 +39,35 @@ def test_components_codes_and_errors_are_scikit_learns(rows, size):
     loss = float(model.losses(torch.from_numpy(x), None)["reconstruction"])
     lost = oracle.inverse_transform(oracle.transform(x)) - x
     assert loss == pytest.approx(float((lost**2).mean()), rel=1e-3)
+
+
+def wide(rows, seed=0):
+    """Rows of 1,500 values, of which six directions stand out from noise."""
+    size = pca.WIDE + 500
+    directions = np.linalg.qr(np.random.default_rng(0).normal(size=(size, 6)))[0] * np.geomspace(60, 20, 6)
+    generator = np.random.default_rng(seed)
+    x = generator.normal(size=(rows, 6)) @ directions.T + generator.normal(size=(rows, size)) + generator.normal()
+    return x.astype(np.float32)
+
+
+@pytest.mark.parametrize("gaps", [False, True])
+def test_wide_samples_have_scikit_learns_components_by_random_projection_too(gaps, monkeypatch):
+    monkeypatch.setattr(pca, "_exact", None)  # the way that is not taken
+    x, fresh = wide(400), wide(100, seed=1)
+    seen = np.random.default_rng(1).random(x.shape) > 0.1 * gaps
+    filled = np.where(seen, x, np.ma.masked_array(x, ~seen).mean(axis=0)).astype(np.float32)
+    oracle = decomposition.PCA(5, svd_solver="full").fit(filled)
+    torch.manual_seed(0)
+    model = fitted(np.where(seen, x, np.float32(99)), 5, seen if gaps else None)
+    same_up_to_sign(model.components, oracle.components_, atol=2e-4)
+    ours = model(torch.from_numpy(fresh)).numpy()
+    np.testing.assert_allclose(ours, oracle.inverse_transform(oracle.transform(fresh)), atol=2e-2)
+
+
+def test_a_code_that_is_no_small_part_of_wide_samples_is_found_exactly(monkeypatch):
+    monkeypatch.setattr(pca, "_projected", None)
+    fitted(wide(30), 5)  # so few rows have few components
+    fitted(np.zeros((20, 12), np.float32), 5)
 
 
 def test_with_gaps_the_covariance_is_that_of_the_observed_pairs():

@@ -14,7 +14,14 @@ CODE = 16
 
 
 def spec(sparsity, target=None, weight=None, **options):
-    wanted = {"code": CODE, "hidden": [32], "activation": "silu", "sparsity": sparsity} | options
+    wanted = {
+        "code": CODE,
+        "hidden": [32],
+        "activation": "silu",
+        "sparsity": sparsity,
+        "numbers": "standard",
+        "categories": "one-hot",
+    } | options
     return ModelSpec("sparse", (20,), wanted | {"target": target, "weight": weight})
 
 
@@ -80,7 +87,7 @@ def test_units_that_are_stuck_are_drawn_back(bias):
 def test_exactly_the_k_largest_stay(target, k):
     model = build("top-k", target)
     z = codes(model).numpy()
-    potentials = model.encoder((X - model.standardise.center) / model.standardise.spread).detach().numpy()
+    potentials = model.encoder((X - model.cells.numbers.center) / model.cells.numbers.spread).detach().numpy()
     assert ((z != 0).sum(axis=1) == k).all()
     bar = np.sort(potentials, axis=1)[:, -k, None]
     assert np.array_equal(z, np.where(potentials >= bar, potentials, 0))
@@ -89,10 +96,11 @@ def test_exactly_the_k_largest_stay(target, k):
 def test_training_starts_with_all_units_and_has_k_from_a_tenth_on():
     model = build("top-k", 0.25).train()
     kept = []
-    for model.progress in (0.0, 0.05, 0.1, 0.5, 1.0):
+    for progress in (0.0, 0.05, 0.1, 0.5, 1.0):
+        model.progress.fill_(progress)
         kept.append(int((codes(model) != 0).sum(dim=1).unique()))
     assert kept == [16, 10, 4, 4, 4]
-    model.progress = 0.0
+    model.progress.fill_(0.0)
     assert ((codes(model.eval()) != 0).sum(dim=1) == 4).all()  # so that the validation loss of all epochs compares
 
 

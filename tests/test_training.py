@@ -12,6 +12,7 @@ from torch import nn
 
 import samples
 from sevenfold import training
+from sevenfold.layouts import Layout
 from sevenfold.models.base import Autoencoder, ModelSpec
 
 SETTINGS = training.Settings(
@@ -24,7 +25,7 @@ class Watched(Autoencoder):
     """One weight, losses of the test's choosing, and a memory of all that it was given."""
 
     def __init__(self, fitting, judging):
-        super().__init__((3,), 1)
+        super().__init__(Layout((3,)), 1)
         self.weight = nn.Parameter(torch.zeros(()))
         self._fitting, self._judging = fitting, judging
         self.batches, self.weights, self.gradients = [], [], []
@@ -32,7 +33,7 @@ class Watched(Autoencoder):
     def prepare(self, x, observed):
         pass
 
-    def encode(self, x):
+    def encode(self, x, observed=None):
         return x[:, :1]
 
     def decode(self, z):
@@ -141,14 +142,28 @@ def test_a_diverging_validation_loss_is_told_too():
 
 
 def test_data_too_large_for_the_numbers_are_told():
-    options = {"code": 2, "hidden": [4], "activation": "relu"}
+    options = {
+        "code": 2,
+        "hidden": [4],
+        "activation": "relu",
+        "tied": False,
+        "numbers": "standard",
+        "categories": "one-hot",
+    }
     rows = samples.split(np.random.default_rng(0).normal(size=(40, 3)) * 1e30)
     with pytest.raises(training.DivergenceError, match=r"'reconstruction' is (nan|inf) in step 1 "):
         samples.fit(ModelSpec("deep", (3,), options), rows, rows)
 
 
 def test_an_empty_validation_split_is_refused():
-    options = {"code": 2, "hidden": [4], "activation": "relu"}
+    options = {
+        "code": 2,
+        "hidden": [4],
+        "activation": "relu",
+        "tied": False,
+        "numbers": "standard",
+        "categories": "one-hot",
+    }
     with pytest.raises(
         ValueError, match=r"no validation rows; expected at least one, .* larger share, or mend .*`normal`"
     ):
@@ -192,7 +207,14 @@ def test_the_number_of_threads_is_the_settings_own_and_restored_even_after_an_er
 def test_the_rows_of_a_split_on_disk_are_not_written_to(tmp_path):
     np.save(tmp_path / "x.npy", ROWS.x)
     on_disk = replace(ROWS, x=np.load(tmp_path / "x.npy", mmap_mode="r"))
-    options = {"code": 2, "hidden": [4], "activation": "relu"}
+    options = {
+        "code": 2,
+        "hidden": [4],
+        "activation": "relu",
+        "tied": False,
+        "numbers": "standard",
+        "categories": "one-hot",
+    }
     one, _ = samples.fit(ModelSpec("deep", (3,), options), on_disk, on_disk)
     two, _ = samples.fit(ModelSpec("deep", (3,), options), ROWS, ROWS)
     assert all(torch.equal(one.state_dict()[n], v) for n, v in two.state_dict().items())

@@ -18,7 +18,15 @@ FACTORS, SIZE = 3, 10
 
 def build(**options):
     torch.manual_seed(0)
-    settings = {"code": FACTORS, "hidden": [], "activation": "linear", "warmup": 0.0, "free_bits": 0.0}
+    settings = {
+        "code": FACTORS,
+        "hidden": [],
+        "activation": "linear",
+        "warmup": 0.0,
+        "free_bits": 0.0,
+        "numbers": "standard",
+        "categories": "one-hot",
+    }
     return ModelSpec("variational", (SIZE,), settings | options).build()
 
 
@@ -31,7 +39,15 @@ def rows(count, seed):
 
 @functools.cache
 def trained():
-    options = {"code": FACTORS, "hidden": [], "activation": "linear", "warmup": 0.2, "free_bits": 0.0}
+    options = {
+        "code": FACTORS,
+        "hidden": [],
+        "activation": "linear",
+        "warmup": 0.2,
+        "free_bits": 0.0,
+        "numbers": "standard",
+        "categories": "one-hot",
+    }
     spec = ModelSpec("variational", (SIZE,), options)
     settings = samples.training.Settings(60, 60, 64, 0.02, 0.05, 0.0, 1.0, 1)
     return samples.fit(spec, rows(2000, 1), rows(1000, 2), settings=settings)[0]
@@ -53,10 +69,10 @@ def test_the_losses_add_up_to_the_negative_bound_per_observed_cell(gaps):
     model.variance.fill_(0.3)
     model.eval()
     with torch.inference_mode():
-        mean, logvar = model.posterior(x)
+        mean, logvar = model.posterior(x, seen)
         posterior = distributions.Normal(mean, torch.exp(0.5 * logvar))
         z = mean + posterior.stddev * torch.randn(mean.shape, generator=torch.Generator().manual_seed(0))
-        spread = model.standardise.spread
+        spread = model.cells.numbers.spread
         likelihood = distributions.Normal(model.decode(z), spread * math.sqrt(0.3)).log_prob(x) + spread.log()
         kl = distributions.kl_divergence(posterior, distributions.Normal(0.0, 1.0))
         bound = ((likelihood * seen).sum() - kl.sum()) / seen.sum()
@@ -70,11 +86,11 @@ def test_on_linear_data_the_bound_reaches_the_likelihood_of_probabilistic_pca():
     likelihood = oracle.score(test.x)  # nats per sample, in the units of x
     with torch.inference_mode():
         loss = float(sum(model.losses(torch.from_numpy(test.x), None).values()))
-    bound = -SIZE * (loss + math.log(model.standardise.spread))
+    bound = -SIZE * (loss + math.log(model.cells.numbers.spread))
     assert likelihood < -10  # far from 0, where a share of it would say nothing
     assert bound == pytest.approx(likelihood, rel=0.01)
     # The decoder's variance is that of the noise.
-    noise = float(model.variance * model.standardise.spread.square())
+    noise = float(model.variance * model.cells.numbers.spread.square())
     assert noise == pytest.approx(oracle.noise_variance_, rel=0.05)
     assert noise == pytest.approx((3 * 0.4) ** 2, rel=0.05)
 
@@ -82,7 +98,7 @@ def test_on_linear_data_the_bound_reaches_the_likelihood_of_probabilistic_pca():
 def test_units_are_active_whose_means_vary_by_more_than_a_hundredth():
     model, x = build(), torch.from_numpy(rows(1000, 1).x)
     model.prepare(x, None)
-    standard = model.standardise(x)
+    standard = model.cells.numbers(x)
     with torch.no_grad():
         model.encoder[-1].weight.zero_()
         # Means of variance .009, .011 and 4: the first lies unused, however large its bias.
@@ -101,7 +117,7 @@ def test_the_divergence_warms_up_in_training_only():
     model.prepare(x, None)
     whole = model.train().losses(x, None)["kl"].item()
     for progress, share in [(0.0, 0.0), (0.1, 0.25), (0.4, 1.0), (0.7, 1.0)]:
-        model.progress = progress
+        model.progress.fill_(progress)
         assert model.train().losses(x, None)["kl"].item() == pytest.approx(share * whole)
         assert model.eval().losses(x, None)["kl"].item() == pytest.approx(whole)
 

@@ -80,7 +80,11 @@ def bundle(kind: str, name: str, seed: int = 0) -> Bundle:
     application = modules.member("applications", name, Application)(
         **{"anomaly": ANOMALY, "reduction": REDUCTION}[name]
     )
-    spec = ModelSpec("deep", tuple(data.schema.shape), {"code": 2, "hidden": [8], "activation": "silu"})
+    spec = ModelSpec.of(
+        "deep",
+        data.schema.layout,
+        {"code": 2, "hidden": [8], "activation": "silu", "tied": False, "numbers": "standard", "categories": "one-hot"},
+    )
     learn = evaluation.learned_from(application, data)
     model, _ = training.fit(
         spec, learn, data.validation, SETTINGS, seed=seed, device="cpu", on_epoch=lambda epoch: None

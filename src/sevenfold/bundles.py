@@ -21,7 +21,7 @@ from sevenfold.applications.base import Application
 from sevenfold.datasets.base import ImageSchema, Schema, TableSchema, schema_from_json
 from sevenfold.models.base import Autoencoder, ModelSpec
 
-FORMAT = 2
+FORMAT = 3
 TENSORS = ("application.safetensors", "model.safetensors")
 FILES = ("bundle.json", *TENSORS)
 
@@ -141,8 +141,10 @@ def digest_of(description: Mapping[str, Any]) -> str:
 def _contradictions(spec: ModelSpec, schema: Schema) -> list[str]:
     """Return what no training can have written: sizes that differ, and units without an extent."""
     found = []
-    if tuple(spec.shape) != tuple(schema.shape):
+    if spec.shape != schema.shape:
         found.append(f"the schema makes samples of shape {schema.shape}; the model wants {spec.shape}")
+    elif spec.fields != schema.layout.fields:
+        found.append("the schema has other columns than the model")
     if isinstance(schema, TableSchema):
         scales = {c.name: c.scale for c in schema.columns}
         found += [

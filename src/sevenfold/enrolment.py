@@ -287,6 +287,7 @@ def _contests(name: str, dataset: base.Dataset, has_normal: bool) -> dict[str, d
         applications["anomaly"] = {"false_positive_rate": 0.05, "neighbours": 5, "reasons": 3}
     for application in applications:
         candidates[f"{name}-{application}-pca"] = candidate("pca", application, {"code": code})
-        deep = {"code": code, "hidden": hidden, "activation": "silu"}
+        deep = {"code": code, "hidden": hidden, "activation": "silu", "tied": False}
+        deep |= {"numbers": "standard", "categories": "one-hot"}
         candidates[f"{name}-{application}-deep"] = candidate("deep", application, deep)
     return {"applications": {name: applications}, "candidates": candidates}

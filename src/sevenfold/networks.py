@@ -5,7 +5,9 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
 
 Activation = Literal["relu", "silu", "gelu", "tanh", "linear"]
 
@@ -18,7 +20,7 @@ _ACTIVATIONS: dict[str, type[nn.Module]] = {
 }
 
 
-def dense(sizes: Sequence[int], activation: Activation) -> nn.Sequential:
+def dense(sizes: Sequence[int], activation: Activation, *, bias: bool = True) -> nn.Sequential:
     """Return fully connected layers of these widths, (n, sizes[0]) -> (n, sizes[-1]), the last one linear.
 
     Raises:
@@ -28,8 +30,47 @@ def dense(sizes: Sequence[int], activation: Activation) -> nn.Sequential:
         raise ValueError(f"hidden is {list(sizes[1:-1])}; expected widths of 1 or more; mend or remove the others")
     layers: list[nn.Module] = []
     for width, following in itertools.pairwise(sizes):
-        layers += [nn.Linear(width, following), _ACTIVATIONS[activation]()]
+        layers += [nn.Linear(width, following, bias=bias), _ACTIVATIONS[activation]()]
     return nn.Sequential(*layers[:-1])
+
+
+def decoder(encoder: nn.Sequential, outputs: int, *, tied: bool, bias: bool = True) -> nn.Module:
+    """Return the mirror image of a `dense` encoder, (n, code) -> (n, outputs); tied, it has the transposed weights."""
+    if tied:
+        return _Transposed(encoder, outputs, bias)
+    mirrored: list[nn.Module] = []
+    for layer in reversed(encoder):
+        if isinstance(layer, nn.Linear):
+            width = outputs if layer is encoder[0] else layer.in_features
+            mirrored.append(nn.Linear(layer.out_features, width, bias=bias))
+        else:
+            mirrored.append(type(layer)())
+    return nn.Sequential(*mirrored)
+
+
+class _Transposed(nn.Module):
+    """The layers of an encoder the other way round: its weights transposed, biases of their own."""
+
+    def __init__(self, encoder: nn.Sequential, outputs: int, bias: bool) -> None:
+        super().__init__()
+        # In a tuple, so that the weights are not registered, and saved, a second time.
+        self._encoder = (encoder,)
+        self._outputs = outputs
+        widths = [layer.in_features for layer in reversed(encoder) if isinstance(layer, nn.Linear)]
+        widths[-1] = outputs
+        self.biases = nn.ParameterList(torch.zeros(width) for width in widths) if bias else None
+
+    def forward(self, z: Tensor) -> Tensor:
+        biases = iter(self.biases or ())
+        (encoder,) = self._encoder
+        for layer in reversed(encoder):
+            if isinstance(layer, nn.Linear):
+                # What enters beside the sample's values, the flags of its gaps, does not come out.
+                weight = layer.weight[:, : self._outputs] if layer is encoder[0] else layer.weight
+                z = functional.linear(z, weight.T, next(biases, None))
+            else:
+                z = layer(z)
+        return z
 
 
 def convolutional(

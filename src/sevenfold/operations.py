@@ -11,8 +11,8 @@ from sevenfold.bundles import Bundle
 
 def encode(bundle: Bundle, rows: formats.Rows) -> pd.DataFrame:
     """Return code_0, code_1, ... for each row; every bundle can."""
-    x, _ = bundle.schema.transform(rows)
-    return pd.DataFrame(base.code_columns(bundle.model, x))
+    x, observed = bundle.schema.transform(rows)
+    return pd.DataFrame(base.code_columns(bundle.model, x, observed))
 
 
 def score(bundle: Bundle, rows: formats.Rows) -> pd.DataFrame:

@@ -145,7 +145,7 @@ def train(workspace: Workspace, candidate: str) -> None:
     learn, held_out = dataset.train, dataset.validation
     if entry.rows == "normal":
         learn, held_out = learn.only_normal(), held_out.only_normal()
-    spec = ModelSpec(entry.variant, tuple(dataset.schema.shape), dict(entry.options))
+    spec = ModelSpec.of(entry.variant, dataset.schema.layout, entry.options)
     if problems := spec.problems():
         raise ValueError("; ".join(problems))
     show = _Progress(candidate, settings.settings(candidate).epochs)
@@ -183,7 +183,7 @@ def _checkpoint(workspace: Workspace, candidate: str, spec: ModelSpec, settings:
         files.dumps(spec.to_json()),
         files.dumps(settings.settings(candidate).model_dump()),
         f"{settings.seed} {entry.rows} {files.digest(workspace.prepared(entry.dataset))}",
-        *(files.digest(code / name) for name in ("models", "networks.py", "training.py")),
+        *(files.digest(code / name) for name in ("models", "cells.py", "layouts.py", "networks.py", "training.py")),
         f"torch {metadata.version('torch')}",
     ]
     workspace.private.mkdir(exist_ok=True, mode=0o700)

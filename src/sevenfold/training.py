@@ -115,10 +115,10 @@ def fit(
     # Before the model is built: its weights are random too.
     torch.manual_seed(seed)
     model = spec.build()
-    if len(train) < model.code:
+    if len(train) < (least := min(model.code, model.size)):
         raise ValueError(
-            f"{len(train)} training rows for a code of {model.code}; expected at least as many rows as code values; "
-            "give more rows or a smaller `code`"
+            f"{len(train)} training rows for a code of {model.code}; expected at least {least}; give more rows or a "
+            "smaller `code`"
         )
     if not len(validation):
         raise ValueError(
@@ -196,7 +196,7 @@ class _Descent:
             resumed = False
             self._pass(x, observed, batches)
             on_epoch(self._judge(batches, held_out))
-        self._model.progress = 1.0
+        self._model.progress.fill_(1.0)
         self._model.load_state_dict(self._best_weights)
         if self._checkpoint is not None:
             self._checkpoint.remove()
@@ -222,7 +222,7 @@ class _Descent:
             rate = self._settings.learning_rate * _rate(self._step, self._steps, self._settings.warmup)
             for group in self._optimizer.param_groups:
                 group["lr"] = rate
-            self._model.progress = self._step / self._steps
+            self._model.progress.fill_(self._step / self._steps)
             values = self._gradients(x, observed, rows)
             torch.nn.utils.clip_grad_norm_(self._model.parameters(), self._settings.gradient_clip)
             self._optimizer.step()

@@ -4,7 +4,7 @@ The score joins how badly a row is reconstructed, feature by feature, with how f
 rows. Reconstruction error alone scores much like PCA does.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -16,9 +16,9 @@ from sevenfold.applications.base import (
     Columns,
     Rival,
     Scores,
-    batches,
     codes,
     flat,
+    in_batches,
     reconstructions,
     require_at_least,
     tensor,
@@ -87,7 +87,7 @@ class Anomaly(Application):
                 "no validation row is normal, and the threshold is set by those; give that split a larger share, or "
                 "mend the data set's `normal`"
             )
-        z = codes(model, train.x)
+        z = codes(model, train.x, train.observed)
         step = max(1, -(-len(z) // LARGEST_REFERENCE))
         center, spread = z.mean(axis=0), z.std(axis=0).clip(min=1e-6)
         residual = _residual(model, normals)
@@ -158,7 +158,7 @@ class Anomaly(Application):
     def _parts(self, model: Autoencoder, split: Split) -> tuple[np.ndarray, np.ndarray]:
         state = self._tensors()
         with torch.inference_mode():
-            parts = [self._terms(model, *rows, state) for rows in _batches(split.x, split.observed)]
+            parts = [self._terms(model, *rows, state) for rows in in_batches(split.x, split.observed, _BATCH)]
         terms, latent = zip(*parts, strict=True)
         return torch.cat(terms).numpy(), torch.cat(latent).numpy()
 
@@ -166,7 +166,7 @@ class Anomaly(Application):
         self, model: Autoencoder, x: Tensor, observed: Tensor | None, state: Mapping[str, Tensor]
     ) -> tuple[Tensor, Tensor]:
         """Return the normalised terms (n, 2), error and latent distance, and the whitened codes (n, code)."""
-        z = model.encode(x)
+        z = model.encode(x, observed)
         residual = (x - model.decode(z)).flatten(1)
         deviation = (residual - state["residual_median"]).abs() / state["residual_scale"]  # (n, size)
         # The logarithm keeps one wild feature from drowning many that are a little off.
@@ -206,7 +206,7 @@ class Anomaly(Application):
     def _score(self, model: Autoencoder, x: np.ndarray, observed: np.ndarray | None) -> np.ndarray:
         state = self._tensors()
         with torch.inference_mode():
-            parts = [self._tensor_score(model, *rows, state) for rows in _batches(x, observed)]
+            parts = [self._tensor_score(model, *rows, state) for rows in in_batches(x, observed, _BATCH)]
         return torch.cat(parts).numpy()
 
     def _contributions(self, model: Autoencoder, x: Tensor, observed: Tensor | None) -> np.ndarray:
@@ -284,21 +284,18 @@ class Anomaly(Application):
         }
         names = np.array(schema.features, dtype=object)
         owner = schema.feature_of
-        parts = np.concatenate([self._contributions(model, *rows) for rows in _batches(x, observed)])  # (n, size)
+        parts = np.concatenate(
+            [self._contributions(model, *rows) for rows in in_batches(x, observed, _BATCH)]
+        )  # (n, size)
         # The values of a one-hot column count together.
         by_feature = np.add.reduceat(parts, np.flatnonzero(np.diff(owner, prepend=-1)), axis=1)  # (n, features)
         ranked = np.argsort(-by_feature, axis=1, kind="stable")[:, : self.reasons]
         return columns | {f"top_{i + 1}": names[ranked[:, i]] for i in range(ranked.shape[1])}
 
 
-def _batches(x: np.ndarray, observed: np.ndarray | None) -> Iterator[tuple[Tensor, Tensor | None]]:
-    for rows in batches(len(x), _BATCH):
-        yield tensor(x[rows]), None if observed is None else tensor(observed[rows])
-
-
 def _residual(model: Autoencoder, split: Split) -> np.ndarray:
     """Return (n, size), NaN where nothing was observed; 0 for a value that no row has."""
-    residual: np.ndarray = (split.x - reconstructions(model, split.x)).reshape(len(split), -1)
+    residual: np.ndarray = (split.x - reconstructions(model, split.x, split.observed)).reshape(len(split), -1)
     if split.observed is not None:
         seen = split.observed.reshape(residual.shape)
         residual = np.where(seen, residual, np.where(seen.any(axis=0), np.float32("nan"), np.float32(0)))

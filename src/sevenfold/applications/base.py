@@ -118,26 +118,28 @@ def require_at_least(lowest: int, **options: int) -> None:
         raise ValueError(f"{', '.join(low)}; expected {lowest} or more")
 
 
-def batches(count: int, size: int) -> Iterator[slice]:
-    """Cut `count` rows into slices of at most `size`; no rows make one empty slice, so that results have a shape."""
-    return (slice(i, i + size) for i in range(0, max(count, 1), size))
+def in_batches(x: np.ndarray, observed: np.ndarray | None, size: int) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Cut samples into at most `size` at a time; no rows make one empty batch, so that results have a shape."""
+    for start in range(0, max(len(x), 1), size):
+        rows = slice(start, start + size)
+        yield tensor(x[rows]), None if observed is None else tensor(observed[rows])
 
 
 @torch.inference_mode()
-def codes(model: Autoencoder, x: np.ndarray, batch: int = 4096) -> np.ndarray:
+def codes(model: Autoencoder, x: np.ndarray, observed: np.ndarray | None, batch: int = 4096) -> np.ndarray:
     """Return (n, code) float32."""
-    return np.concatenate([model.encode(tensor(x[rows])).numpy() for rows in batches(len(x), batch)])
+    return np.concatenate([model.encode(*cells).numpy() for cells in in_batches(x, observed, batch)])
 
 
 @torch.inference_mode()
-def reconstructions(model: Autoencoder, x: np.ndarray, batch: int = 4096) -> np.ndarray:
+def reconstructions(model: Autoencoder, x: np.ndarray, observed: np.ndarray | None, batch: int = 4096) -> np.ndarray:
     """Return (n, *shape) float32."""
-    return np.concatenate([model(tensor(x[rows])).numpy() for rows in batches(len(x), batch)])
+    return np.concatenate([model(*cells).numpy() for cells in in_batches(x, observed, batch)])
 
 
-def code_columns(model: Autoencoder, x: np.ndarray) -> Columns:
+def code_columns(model: Autoencoder, x: np.ndarray, observed: np.ndarray | None) -> Columns:
     """Return one column per code value: code_0, code_1, ..."""
-    z = codes(model, x)
+    z = codes(model, x, observed)
     return {f"code_{i}": z[:, i] for i in range(z.shape[1])}
 
 

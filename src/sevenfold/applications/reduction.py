@@ -54,8 +54,8 @@ class Reduction(Application):
         return self.with_state({})
 
     def evaluate(self, model: Autoencoder, split: Split, train: Split) -> Scores:
-        z, reference = codes(model, split.x), codes(model, train.x)
-        return self.scores(split, z, reconstructions(model, split.x), train, reference)
+        z, reference = codes(model, split.x, split.observed), codes(model, train.x, train.observed)
+        return self.scores(split, z, reconstructions(model, split.x, split.observed), train, reference)
 
     def scores(self, split: Split, z: np.ndarray, output: np.ndarray, train: Split, reference: np.ndarray) -> Scores:
         """Judge codes (n, code) and reconstructions (n, *shape) of a split; `reference` are the codes of `train`."""
@@ -89,7 +89,7 @@ class Reduction(Application):
         }
 
     def predict(self, model: Autoencoder, x: np.ndarray, observed: np.ndarray | None, schema: Schema) -> Columns:
-        return code_columns(model, x)
+        return code_columns(model, x, observed)
 
 
 class _Projection(Rival):

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from sevenfold import files, formats
+from sevenfold.layouts import Field, Layout
 
 Source = Callable[..., formats.Rows]
 """What every file in `datasets/` defines as `fetch`: keyword options in, rows out. No network, same rows every time."""
@@ -38,6 +39,11 @@ class Schema(ABC):
 
     shape: tuple[int, ...]
     """The shape of one sample as the networks see it."""
+
+    @property
+    @abstractmethod
+    def layout(self) -> Layout:
+        """What a sample looks like to a network."""
 
     @property
     @abstractmethod
@@ -84,6 +90,10 @@ class ImageSchema(Schema):
     low: float
     high: float
     dtype: str
+
+    @property
+    def layout(self) -> Layout:
+        return Layout(self.shape)
 
     @property
     def features(self) -> tuple[str, ...]:
@@ -214,6 +224,10 @@ class TableSchema(Schema):
     @property
     def shape(self) -> tuple[int, ...]:  # type: ignore[override]
         return (sum(c.width for c in self.columns),)
+
+    @property
+    def layout(self) -> Layout:
+        return Layout(self.shape, tuple(Field(c.width, c.gaps) for c in self.columns))
 
     @property
     def features(self) -> tuple[str, ...]:

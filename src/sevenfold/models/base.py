@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sevenfold import modules
+from sevenfold.layouts import Field, Layout
 
 
 class Autoencoder(nn.Module, ABC):
@@ -18,16 +19,25 @@ class Autoencoder(nn.Module, ABC):
     defaults: params.yaml owns the numbers. In `eval` mode both ways are deterministic and treat each sample on its own.
     """
 
-    progress: float
-    """Share of the training that is done, 0 to 1, for what is warmed up or annealed; training sets it before each step."""
+    progress: Tensor
+    """Share of the training that is done, 0 to 1, for what is warmed up or annealed; training sets it before each step.
+    A tensor, so that a compiled step need not be compiled again for each value."""
 
-    def __init__(self, shape: tuple[int, ...], code: int) -> None:
+    def __init__(self, layout: Layout, code: int, *, overcomplete: bool = False) -> None:
+        """Take the layout of a sample and the number of values in a code.
+
+        Args:
+            overcomplete: whether a code may have more values than a sample, since something else than its size keeps
+                it from being a copy.
+        """
         super().__init__()
-        self.progress = 1.0
-        size = int(torch.Size(shape).numel())
-        if not 1 <= code <= size:
-            raise ValueError(f"code is {code}; expected 1 to {size}, the number of values in a sample of shape {shape}")
-        self.shape = tuple(shape)
+        self.register_buffer("progress", torch.ones(()), persistent=False)
+        size = int(torch.Size(layout.shape).numel())
+        if code < 1 or (code > size and not overcomplete):
+            wanted = f"1 to {size}, the number of values in a sample of shape {layout.shape}"
+            raise ValueError(f"code is {code}; expected {'1 or more' if overcomplete else wanted}")
+        self.layout = layout
+        self.shape = layout.shape
         self.size = size
         self.code = code
 
@@ -36,8 +46,8 @@ class Autoencoder(nn.Module, ABC):
         """Learn buffers (scaling, components) from the training samples, before the first step; x (n, *shape)."""
 
     @abstractmethod
-    def encode(self, x: Tensor) -> Tensor:
-        """(n, *shape) -> (n, code)"""
+    def encode(self, x: Tensor, observed: Tensor | None = None) -> Tensor:
+        """(n, *shape) -> (n, code); a variant that makes nothing of gaps takes the 0 that stands in their place."""
 
     @abstractmethod
     def decode(self, z: Tensor) -> Tensor:
@@ -47,9 +57,9 @@ class Autoencoder(nn.Module, ABC):
     def losses(self, x: Tensor, observed: Tensor | None) -> dict[str, Tensor]:
         """Return named, weighted scalars; training minimises their sum. Cells that are not observed do not count."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, observed: Tensor | None = None) -> Tensor:
         """Return the reconstruction, (n, *shape)."""
-        reconstruction: Tensor = self.decode(self.encode(x))
+        reconstruction: Tensor = self.decode(self.encode(x, observed))
         return reconstruction
 
 
@@ -96,11 +106,16 @@ class Standardiser(nn.Module):
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """Enough to build a model again, as plain JSON: its variant, the shape of a sample, and the variant's options."""
+    """Enough to build a model again, as plain JSON: its variant, what a sample looks like, and the variant's options."""
 
     variant: str
     shape: tuple[int, ...]
     options: Mapping[str, Any] = field(default_factory=dict)
+    fields: tuple[Field, ...] = ()
+
+    @classmethod
+    def of(cls, variant: str, layout: Layout, options: Mapping[str, Any]) -> "ModelSpec":
+        return cls(variant, layout.shape, dict(options), layout.fields)
 
     def problems(self) -> list[str]:
         """Return everything wrong with the variant's name or its options."""
@@ -119,12 +134,14 @@ class ModelSpec:
         if problems := self.problems():
             raise ValueError("; ".join(problems))
         variant: Any = modules.member("models", self.variant, Autoencoder)
-        model: Autoencoder = variant(self.shape, **self.options)
+        model: Autoencoder = variant(Layout(self.shape, self.fields), **self.options)
         return model
 
     def to_json(self) -> dict[str, Any]:
-        return {"variant": self.variant, "shape": list(self.shape), "options": dict(self.options)}
+        layout = Layout(self.shape, self.fields)
+        return {"variant": self.variant, **layout.to_json(), "options": dict(self.options)}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "ModelSpec":
-        return cls(value["variant"], tuple(value["shape"]), value["options"])
+        layout = Layout.from_json(value)
+        return cls(value["variant"], layout.shape, value["options"], layout.fields)

@@ -6,8 +6,9 @@ import torch
 from scipy import optimize
 from torch import Tensor, nn
 
-from sevenfold import networks
-from sevenfold.models.base import Autoencoder, Standardiser, squared_error
+from sevenfold import cells, networks
+from sevenfold.layouts import Layout
+from sevenfold.models.base import Autoencoder
 
 SCALE = 20.0
 """Of the logits per unit of their weights: a choice needs logits of about 10 to be certain, far more than a network's
@@ -25,7 +26,7 @@ class ConcreteAutoencoder(Autoencoder):
 
     def __init__(
         self,
-        shape: tuple[int, ...],
+        layout: Layout,
         *,
         code: int,
         hidden: list[int],
@@ -34,11 +35,12 @@ class ConcreteAutoencoder(Autoencoder):
         last_temperature: float,
         overlap: float,
         indecision: float,
+        numbers: cells.Numbers,
     ) -> None:
         """Build the layers.
 
         Args:
-            shape: of one sample.
+            layout: of a sample.
             code: number of features to select.
             hidden: widths between the sample and the code, of the decoder from right to left.
             activation: between the decoder's layers.
@@ -49,11 +51,12 @@ class ConcreteAutoencoder(Autoencoder):
             overlap: weight of the penalty on probability that several code values give to one feature.
             indecision: weight of the entropy of the choice as a share of the largest there is. In training it turns
                 from a reward, minus the weight, to a penalty, plus the weight: deterministic annealing (Rose, 1998).
+            numbers: how numbers enter the network, and how their error is measured.
 
         Raises:
             ValueError: an option is out of range.
         """
-        super().__init__(shape, code)
+        super().__init__(layout, code)
         if not 0 < last_temperature <= first_temperature < math.inf:
             raise ValueError(
                 f"first_temperature is {first_temperature} and last_temperature {last_temperature}; expected numbers "
@@ -66,13 +69,14 @@ class ConcreteAutoencoder(Autoencoder):
         self.last_temperature = last_temperature
         self.overlap = overlap
         self.indecision = indecision
-        self.standardise = Standardiser(self.shape)
+        # Each category is a feature by itself.
+        self.cells = cells.Cells(layout, numbers=numbers, categories="one-hot")
         # Nearly even, but not quite: equal rows would move together for ever.
         self.weights = nn.Parameter(0.01 * torch.randn(code, self.size))
-        self.decoder = networks.dense([code, *reversed(hidden), self.size], activation)
+        self.decoder = networks.dense([code, *reversed(hidden), self.cells.outputs], activation)
 
     def prepare(self, x: Tensor, observed: Tensor | None) -> None:
-        self.standardise.learn(x, observed)
+        self.cells.learn(x, observed)
 
     def selected(self) -> list[int]:
         """Return the index of each code value's feature in the flat sample: the likeliest choice without repetition."""
@@ -84,14 +88,22 @@ class ConcreteAutoencoder(Autoencoder):
         """Return the mean over code values of the likeliest feature's probability, 1 / size to 1."""
         return float(self._probabilities().detach().amax(dim=1).mean())
 
-    def encode(self, x: Tensor) -> Tensor:
+    def encode(self, x: Tensor, observed: Tensor | None = None) -> Tensor:
         return x.flatten(1)[:, self.selected()]  # (n, code)
 
     def decode(self, z: Tensor) -> Tensor:
-        return self._restore((z - self.standardise.center.flatten()[self.selected()]) / self.standardise.spread)
+        # A sample of nothing but the selected features, so that they enter as they did in training.
+        sample = z.new_zeros(len(z), self.size)
+        selected = self.selected()
+        sample[:, selected] = z
+        entering = self.cells.enter(sample.reshape(-1, *self.shape), None)
+        return self.cells.leave(self.decoder(entering[:, self.cells.order[selected]]))  # (n, *shape)
 
     def losses(self, x: Tensor, observed: Tensor | None) -> dict[str, Tensor]:
-        output = self._restore(self.standardise(x).flatten(1) @ self._mixture().T) if self.training else self(x)
+        # The code says nothing of gaps, so they enter here as they do in `decode`.
+        entering = self.cells.enter(x, None)[:, self.cells.order]  # (n, size), the features in their own order
+        chosen = entering @ self._mixture().T if self.training else entering[:, self.selected()]  # (n, code)
+        output = self.decoder(chosen)
         probabilities = self._probabilities()
         # As in Strypsteen and Bertrand (2021): no feature is worth more than one code value.
         shared = (probabilities.sum(dim=0) - 1).relu().sum() / self.code
@@ -99,17 +111,10 @@ class ConcreteAutoencoder(Autoencoder):
         # Who decides before having looked around decides badly, and does not look again: without the reward some code
         # values end on a feature that tells nothing new.
         pressure = 2 * self.progress - 1 if self.training else 1.0
-        return {
-            # Relative to the spread of the data, so that one learning rate suits data of any scale.
-            "reconstruction": squared_error(output, x, observed) / self.standardise.spread.square(),
+        return self.cells.losses(output, x, observed) | {
             "overlap": self.overlap * shared,
             "indecision": self.indecision * pressure * entropy,
         }
-
-    def _restore(self, values: Tensor) -> Tensor:
-        """Return samples from standardised values of the features, (n, code) -> (n, *shape)."""
-        output: Tensor = self.standardise.inverse(self.decoder(values).reshape(-1, *self.shape))
-        return output
 
     def _probabilities(self) -> Tensor:
         """Return how likely each code value selects each feature, (code, size)."""

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from sevenfold import networks
+from sevenfold.layouts import Layout
 from sevenfold.models.base import Autoencoder, Standardiser, squared_error
 
 Change = Literal["mirror", "flip", "transpose", "negative"]
@@ -26,7 +27,7 @@ class ConvolutionalAutoencoder(Autoencoder):
 
     def __init__(
         self,
-        shape: tuple[int, ...],
+        layout: Layout,
         *,
         code: int,
         channels: list[int],
@@ -36,7 +37,7 @@ class ConvolutionalAutoencoder(Autoencoder):
         """Build the layers.
 
         Args:
-            shape: of one sample, (channels, height, width).
+            layout: of a sample; its shape is that of an image, (channels, height, width).
             code: number of values in the code.
             channels: after each halving: [16, 32] makes of (1, 28, 28) first (16, 14, 14), then (32, 7, 7).
             activation: between the layers.
@@ -47,7 +48,7 @@ class ConvolutionalAutoencoder(Autoencoder):
         Raises:
             ValueError: the sample is no image, or an option is out of range.
         """
-        super().__init__(shape, code)
+        super().__init__(layout, code)
         if len(self.shape) != 3:
             raise ValueError(
                 f"shape is {self.shape}; expected that of an image, (channels, height, width); use a fully connected "
@@ -65,7 +66,7 @@ class ConvolutionalAutoencoder(Autoencoder):
     def prepare(self, x: Tensor, observed: Tensor | None) -> None:
         self.standardise.learn(x, observed)
 
-    def encode(self, x: Tensor) -> Tensor:
+    def encode(self, x: Tensor, observed: Tensor | None = None) -> Tensor:
         z: Tensor = self.encoder(self.standardise(x))  # (n, code)
         return z
 

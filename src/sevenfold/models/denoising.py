@@ -5,67 +5,124 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from sevenfold import networks
-from sevenfold.models.base import Autoencoder, Standardiser, squared_error
+from sevenfold import cells, networks
+from sevenfold.layouts import Layout
+from sevenfold.models.base import Autoencoder
 
-Noise = Literal["gaussian", "masking"]
+Noise = Literal["gaussian", "masking", "salt-and-pepper", "swap"]
 
 
 class DenoisingAutoencoder(Autoencoder):
-    """Fully connected, trained on damaged samples with the clean ones as target; in `eval` mode nothing is damaged."""
+    """Fully connected, trained on damaged samples with the clean ones as target; in `eval` mode nothing is damaged.
+
+    - "gaussian" adds normal noise to numbers; categories stay.
+    - "masking" takes cells away: a number becomes the mean of the training samples, a category none.
+    - "salt-and-pepper" makes a number the least or the greatest one of its column, or of the whole image, at even odds,
+      and a category any of its column's.
+    - "swap" gives cells the value of another sample of the batch: noise that looks like data, of any scale and kind.
+
+    A column of a table is damaged as a whole, and a gap stays one.
+    """
+
+    center: Tensor
+    spread: Tensor
+    low: Tensor
+    high: Tensor
+    is_number: Tensor
 
     def __init__(
         self,
-        shape: tuple[int, ...],
+        layout: Layout,
         *,
         code: int,
         hidden: list[int],
         activation: networks.Activation,
         noise: Noise,
         level: float,
+        numbers: cells.Numbers,
+        categories: cells.Categories,
     ) -> None:
         """Build the layers.
 
         Args:
-            shape: of one sample.
+            layout: of a sample.
             code: number of values in the code.
             hidden: widths between sample and code.
             activation: between the layers.
-            noise: "gaussian" adds normal noise; "masking" sets cells to the mean of the training samples.
-            level: standard deviation of the noise as a share of the data's own (gaussian), or the share of cells
-                that are masked, 0 to 1 (masking).
+            noise: what damages the samples, as the class says.
+            level: standard deviation of the noise as a share of the data's own (gaussian), or the share of the columns or
+                pixels that are damaged, 0 to 1 (all others).
+            numbers: how numbers enter the network, and how their error is measured.
+            categories: how categories enter it.
 
         Raises:
             ValueError: an option is out of range.
         """
-        super().__init__(shape, code)
+        super().__init__(layout, code)
         if not 0 <= level < (math.inf if noise == "gaussian" else 1):
-            raise ValueError(f"level is {level}; expected 0 or more, and below 1 for masking noise")
+            raise ValueError(f"level is {level}; expected 0 or more, and below 1 for all but gaussian noise")
         self.noise = noise
         self.level = level
-        self.standardise = Standardiser(self.shape)
-        self.encoder = networks.dense([self.size, *hidden, code], activation)
-        self.decoder = networks.dense([code, *reversed(hidden), self.size], activation)
+        self.cells = cells.Cells(layout, numbers=numbers, categories=categories)
+        self.encoder = networks.dense([self.cells.inputs, *hidden, code], activation)
+        self.decoder = networks.decoder(self.encoder, self.cells.outputs, tied=False)
+        is_number = torch.zeros(self.size, dtype=torch.bool)
+        is_number[self.cells.numeric] = True
+        self.register_buffer("is_number", is_number, persistent=False)
+        for name in ("center", "low", "high"):
+            self.register_buffer(name, torch.zeros(self.size))
+        self.register_buffer("spread", torch.ones(()))
 
     def prepare(self, x: Tensor, observed: Tensor | None) -> None:
-        self.standardise.learn(x, observed)
+        self.cells.learn(x, observed)
+        flat = x.flatten(1)
+        seen = torch.ones_like(flat, dtype=torch.bool) if observed is None else observed.flatten(1)
+        center = (flat * seen).sum(dim=0) / seen.sum(dim=0).clamp(min=1)
+        self.center.copy_(center * self.is_number)  # no category stands for the mean of all
+        counted = seen & self.is_number
+        spread = ((flat - center).square() * counted).sum() / counted.sum().clamp(min=1)
+        self.spread.copy_(spread.sqrt())
+        low = torch.where(seen, flat, math.inf).amin(dim=0)
+        high = torch.where(seen, flat, -math.inf).amax(dim=0)
+        if not self.layout.fields:
+            low, high = low.amin().expand_as(low), high.amax().expand_as(high)
+        # A value that no row has is infinite in both, and stays the 0 that stands for a gap.
+        self.low.copy_(torch.where(low.isfinite(), low, 0))
+        self.high.copy_(torch.where(high.isfinite(), high, 0))
 
-    def corrupt(self, x: Tensor) -> Tensor:
+    def corrupt(self, x: Tensor, observed: Tensor | None) -> Tensor:
         """Return damaged samples of the same shape; x itself stays as it is."""
+        flat = x.flatten(1)  # (n, size)
         if self.noise == "gaussian":
-            return x + self.level * self.standardise.spread * torch.randn_like(x)
-        return torch.where(torch.rand_like(x) < self.level, self.standardise.center, x)
+            damaged = flat + self.level * self.spread * self.is_number * torch.randn_like(flat)
+            return damaged.reshape(x.shape)
+        hit = self.cells.over_columns(torch.rand(len(x), self.cells.width, device=x.device) < self.level)  # (n, size)
+        seen = None if observed is None else observed.flatten(1)
+        if self.noise == "masking":
+            values = self.center
+        elif self.noise == "salt-and-pepper":
+            values = torch.where(torch.rand_like(flat) < 0.5, self.low, self.high)
+            for block in self.cells.blocks:
+                drawn = torch.randint(block.stop - block.start, (len(x),), device=x.device)
+                values[:, block] = functional.one_hot(drawn, block.stop - block.start).to(x.dtype)
+        else:
+            # Each column's values are dealt anew among the samples, independently of the other columns.
+            drawn = torch.rand(len(x), self.cells.width, device=x.device)
+            donors = self.cells.over_columns(drawn.argsort(dim=0))  # (n, size)
+            values = flat.gather(0, donors)
+            hit = hit if seen is None else hit & seen.gather(0, donors)
+        hit = hit if seen is None else hit & seen
+        return torch.where(hit, values, flat).reshape(x.shape)
 
-    def encode(self, x: Tensor) -> Tensor:
-        z: Tensor = self.encoder(self.standardise(x).flatten(1))  # (n, code)
+    def encode(self, x: Tensor, observed: Tensor | None = None) -> Tensor:
+        z: Tensor = self.encoder(self.cells.enter(x, observed))  # (n, code)
         return z
 
     def decode(self, z: Tensor) -> Tensor:
-        output: Tensor = self.standardise.inverse(self.decoder(z).reshape(-1, *self.shape))  # (n, *shape)
-        return output
+        return self.cells.leave(self.decoder(z))  # (n, *shape)
 
     def losses(self, x: Tensor, observed: Tensor | None) -> dict[str, Tensor]:
-        output = self(self.corrupt(x) if self.training else x)
-        # Relative to the spread of the data, so that one learning rate suits data of any scale.
-        return {"reconstruction": squared_error(output, x, observed) / self.standardise.spread.square()}
+        given = self.corrupt(x, observed) if self.training else x
+        return self.cells.losses(self.decoder(self.encode(given, observed)), x, observed)

@@ -3,37 +3,48 @@
 import torch
 from torch import Tensor
 
+from sevenfold.layouts import Layout
 from sevenfold.models.base import Autoencoder, squared_error
+
+WIDE = 1000
+"""Values in a sample above which the components are found by random projections: of a covariance of so many values all
+eigenvectors would be computed, and few of them kept."""
+
+MORE = 10
+"""Random directions beside those that are kept; with the passes below, as Halko et al. advise (2011, sec. 4.5)."""
+
+PASSES = 6
+"""Over the data, each of which makes small components smaller against large ones."""
 
 
 class PrincipalComponents(Autoencoder):
     """Projects a sample on the directions of largest variance; nothing is trained by gradients.
 
-    With gaps the covariance is taken over the pairs of cells that are both observed.
+    With gaps the covariance is taken over the pairs of cells that are both observed. Samples of more than `WIDE` values
+    are projected at random first (Halko et al., 2011), and a gap counts as the mean.
     """
 
     mean: Tensor
     components: Tensor
 
-    def __init__(self, shape: tuple[int, ...], *, code: int) -> None:
-        super().__init__(shape, code)
+    def __init__(self, layout: Layout, *, code: int) -> None:
+        super().__init__(layout, code)
         self.register_buffer("mean", torch.zeros(self.size))
         self.register_buffer("components", torch.eye(code, self.size))
 
     def prepare(self, x: Tensor, observed: Tensor | None) -> None:
-        flat = x.reshape(len(x), -1).double()  # (n, size)
-        seen = torch.ones_like(flat) if observed is None else observed.reshape(len(x), -1).double()
-        mean = (flat * seen).sum(dim=0) / seen.sum(dim=0).clamp(min=1)
-        centred = (flat - mean) * seen
-        covariance = centred.T @ centred / (seen.T @ seen - 1).clamp(min=1)  # (size, size)
-        _, vectors = torch.linalg.eigh(covariance)
-        components = vectors.flip(1)[:, : self.code].T  # (code, size), largest variance first
+        flat = x.reshape(len(x), -1)  # (n, size)
+        seen = None if observed is None else observed.reshape(len(x), -1)
+        if self.size > WIDE and 4 * (self.code + MORE) <= min(flat.shape):
+            mean, components = _projected(flat, seen, self.code)
+        else:
+            mean, components = _exact(flat.double(), seen, self.code)
         # An eigenvector has no sign of its own: its largest entry is made positive, so that codes stay comparable.
         largest = components.gather(1, components.abs().argmax(dim=1, keepdim=True))
         self.mean.copy_(mean)
         self.components.copy_(components * largest.sign())
 
-    def encode(self, x: Tensor) -> Tensor:
+    def encode(self, x: Tensor, observed: Tensor | None = None) -> Tensor:
         return (x.flatten(1) - self.mean) @ self.components.T  # (n, code)
 
     def decode(self, z: Tensor) -> Tensor:
@@ -41,3 +52,24 @@ class PrincipalComponents(Autoencoder):
 
     def losses(self, x: Tensor, observed: Tensor | None) -> dict[str, Tensor]:
         return {"reconstruction": squared_error(self(x), x, observed)}
+
+
+def _exact(x: Tensor, seen: Tensor | None, code: int) -> tuple[Tensor, Tensor]:
+    """Return mean (size,) and components (code, size) by the eigenvectors of the covariance of x (n, size)."""
+    known = torch.ones_like(x) if seen is None else seen.to(x.dtype)
+    mean = (x * known).sum(dim=0) / known.sum(dim=0).clamp(min=1)
+    centred = (x - mean) * known
+    covariance = centred.T @ centred / (known.T @ known - 1).clamp(min=1)  # (size, size)
+    _, vectors = torch.linalg.eigh(covariance)
+    return mean, vectors.flip(1)[:, :code].T  # largest variance first
+
+
+def _projected(x: Tensor, seen: Tensor | None, code: int) -> tuple[Tensor, Tensor]:
+    """Return mean (size,) and components (code, size) by randomized subspace iteration over x (n, size)."""
+    count = len(x) if seen is None else seen.sum(dim=0).clamp(min=1)
+    mean = (x if seen is None else x * seen).sum(dim=0, dtype=torch.double) / count
+    centred = x - mean.to(x.dtype)
+    if seen is not None:
+        centred *= seen
+    _, _, directions = torch.svd_lowrank(centred, q=code + MORE, niter=PASSES)  # (size, code + MORE)
+    return mean, directions[:, :code].T

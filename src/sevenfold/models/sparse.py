@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from sevenfold import networks
-from sevenfold.models.base import Autoencoder, Standardiser, squared_error
+from sevenfold import cells, networks
+from sevenfold.layouts import Layout
+from sevenfold.models.base import Autoencoder
 
 Sparsity = Literal["l1", "kl", "top-k"]
 
@@ -27,7 +28,7 @@ class SparseAutoencoder(Autoencoder):
 
     def __init__(
         self,
-        shape: tuple[int, ...],
+        layout: Layout,
         *,
         code: int,
         hidden: list[int],
@@ -35,11 +36,13 @@ class SparseAutoencoder(Autoencoder):
         sparsity: Sparsity,
         target: float | None,
         weight: float | None,
+        numbers: cells.Numbers,
+        categories: cells.Categories,
     ) -> None:
         """Build the layers.
 
         Args:
-            shape: of one sample.
+            layout: of a sample.
             code: number of values in the code.
             hidden: widths between sample and code.
             activation: between the layers.
@@ -47,35 +50,35 @@ class SparseAutoencoder(Autoencoder):
             target: how active the code should be, between 0 and 1: the mean activation of each value (kl), or the share
                 of the values that stay (top-k; k is rounded, and at least 1). None for l1.
             weight: of the penalty in the sum of losses, 0 or more (l1, kl). None for top-k, which has no penalty.
+            numbers: how numbers enter the network, and how their error is measured.
+            categories: how categories enter it.
 
         Raises:
             ValueError: an option is out of range, or has no meaning for this kind of sparsity.
         """
-        super().__init__(shape, code)
+        super().__init__(layout, code, overcomplete=True)
         _require_options(sparsity, target, weight)
         self.sparsity = sparsity
         self.target = target or 0.0
         self.weight = weight or 0.0
         self.k = max(1, round(self.target * code))
-        self.standardise = Standardiser(self.shape)
-        self.encoder = networks.dense([self.size, *hidden, code], activation)
-        self.decoder = networks.dense([code, *reversed(hidden), self.size], activation)
+        self.cells = cells.Cells(layout, numbers=numbers, categories=categories)
+        self.encoder = networks.dense([self.cells.inputs, *hidden, code], activation)
+        self.decoder = networks.dense([code, *reversed(hidden), self.cells.outputs], activation)
 
     def prepare(self, x: Tensor, observed: Tensor | None) -> None:
-        self.standardise.learn(x, observed)
+        self.cells.learn(x, observed)
 
-    def encode(self, x: Tensor) -> Tensor:
-        return self._activate(self._potentials(x))  # (n, code)
+    def encode(self, x: Tensor, observed: Tensor | None = None) -> Tensor:
+        return self._activate(self._potentials(x, observed))  # (n, code)
 
     def decode(self, z: Tensor) -> Tensor:
-        output: Tensor = self.standardise.inverse(self.decoder(z).reshape(-1, *self.shape))  # (n, *shape)
-        return output
+        return self.cells.leave(self.decoder(z))  # (n, *shape)
 
     def losses(self, x: Tensor, observed: Tensor | None) -> dict[str, Tensor]:
-        potentials = self._potentials(x)
+        potentials = self._potentials(x, observed)
         z = self._activate(potentials)
-        # Relative to the spread of the data, so that one learning rate suits data of any scale.
-        losses = {"reconstruction": squared_error(self.decode(z), x, observed) / self.standardise.spread.square()}
+        losses = self.cells.losses(self.decoder(z), x, observed)
         if self.sparsity == "l1":
             losses["sparsity"] = self.weight * _relative_l1(z)
         elif self.sparsity == "kl":
@@ -92,8 +95,8 @@ class SparseAutoencoder(Autoencoder):
         ranges = z.amax(dim=0) - z.amin(dim=0)  # (code,)
         return int((ranges <= 0.01 * ranges.max()).sum())
 
-    def _potentials(self, x: Tensor) -> Tensor:
-        potentials: Tensor = self.encoder(self.standardise(x).flatten(1))  # (n, code)
+    def _potentials(self, x: Tensor, observed: Tensor | None) -> Tensor:
+        potentials: Tensor = self.encoder(self.cells.enter(x, observed))  # (n, code)
         return potentials
 
     def _activate(self, potentials: Tensor) -> Tensor:
@@ -101,10 +104,10 @@ class SparseAutoencoder(Autoencoder):
             return potentials.relu()
         if self.sparsity == "kl":
             return potentials.sigmoid()
-        values, places = potentials.topk(self._kept(), dim=1)  # (n, k)
-        return torch.zeros_like(potentials).scatter(1, places, values)
+        ranks = potentials.argsort(dim=1, descending=True, stable=True).argsort(dim=1)  # (n, code), 0 for the largest
+        return torch.where(ranks < self._kept(), potentials, 0)
 
-    def _kept(self) -> int:
+    def _kept(self) -> Tensor | int:
         """Return how many values stay. In training they fall from all to k over the first tenth of the steps.
 
         A value that is not among the largest at the start would never be trained, and be dead for good. (Makhzani and
@@ -112,7 +115,7 @@ class SparseAutoencoder(Autoencoder):
         """
         if not self.training:
             return self.k
-        return self.k + round((self.code - self.k) * max(0.0, 1 - 10 * self.progress))
+        return self.k + ((self.code - self.k) * (1 - 10 * self.progress).clamp(min=0)).round()
 
 
 def _require_options(sparsity: Sparsity, target: float | None, weight: float | None) -> None:
