@@ -52,7 +52,7 @@ numbers: $(INSTALLED) ## repeat the contests whose numbers the README shows over
 constraints: ## after a change of dependencies: keep the pins there are, add exact versions of what is new
 	@$(PYTHON) -m venv .venv-constraints
 	@.venv-constraints/bin/python -m pip install --quiet -c constraints.txt pip setuptools
-	@.venv-constraints/bin/python -m pip install --quiet --no-build-isolation -c constraints.txt -e '.[dev,postgres,ray,s3]'
+	@.venv-constraints/bin/python -m pip install --quiet --no-build-isolation -c constraints.txt -e '.[bench,dev,postgres,ray,s3]'
 	@{ head -2 constraints.txt; .venv-constraints/bin/python -m pip freeze --all --exclude sevenfold | sed 's/+cpu//' | sort -f; } > constraints.new
 	@mv constraints.new constraints.txt && rm -rf .venv-constraints
 

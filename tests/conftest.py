@@ -52,12 +52,12 @@ candidates:
     dataset: digits
     applications: [reduction]
     variant: deep
-    options: {code: 8, hidden: [128], activation: silu}
+    options: {code: 8, hidden: [128], activation: silu, blocks: 0, tied: false, augment: [], numbers: standard, categories: one-hot}
   digits-denoising:
     dataset: digits
     applications: [reduction]
     variant: denoising
-    options: {code: 8, hidden: [32], activation: silu, noise: gaussian, level: 0.3}
+    options: {code: 8, hidden: [32], activation: silu, noise: gaussian, level: 0.3, numbers: standard, categories: one-hot}
   wdbc-pca:
     dataset: wdbc
     applications: [anomaly]

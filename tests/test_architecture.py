@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import ruamel.yaml
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "sevenfold"
@@ -18,6 +19,7 @@ HOMES = {
     "prefect": set(),  # flows/ only
     "faiss": {"applications.search"},
     "argparse": {"cli"},
+    "constriction": {"entropy"},
 }
 
 
@@ -122,3 +124,25 @@ def test_nothing_unpickles():
     found = [path.name for path in sources if forbidden.search(path.read_text(encoding="utf-8"))]
     # params.py loads YAML by ruamel's safe or round-trip loader, neither of which makes objects.
     assert set(found) <= {"params.py"}
+
+
+# What these do shows in no result: they find, read and write.
+CARRIERS = {"checkpoints", "datasets.base", "files", "formats", "modules", "params", "workspace"}
+
+
+@pytest.mark.parametrize("variant", [n for n in modules() if n.startswith("models.") and n != "models.base"])
+def test_a_training_depends_on_all_code_that_makes_its_result(variant):
+    """Else an edit would leave old weights standing, as results of code that is no more."""
+    known, found = modules(), set()
+    open_ = {"training", variant}
+    while open_:
+        name = open_.pop()
+        found.add(name)
+        open_ |= own(known[name]) - found - CARRIERS
+    stage = ruamel.yaml.YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]["train"]["do"]
+    named = {
+        d.removeprefix("src/sevenfold/").removesuffix(".py").replace("/", ".") for d in stage["deps"] if "src" in d
+    }
+    named = {name.replace("${item.variant}", variant.removeprefix("models.")) for name in named}
+    assert named >= found
+    assert len(found) > 8

@@ -32,7 +32,7 @@ candidates:
     applications: [anomaly]
     rows: normal
     variant: deep
-    options: {code: 2, hidden: [8], activation: silu, tied: false, numbers: standard, categories: one-hot}
+    options: {code: 2, hidden: [8], activation: silu, blocks: 0, tied: false, augment: [], numbers: standard, categories: one-hot}
 gate: {must_beat_rivals: true, floor: null}
 """
 

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import safetensors.torch
 import torch
 
 import samples
-from sevenfold import training
+from sevenfold import arithmetic, training
 from sevenfold.checkpoints import Checkpoint
 from sevenfold.models.base import ModelSpec
 
@@ -41,9 +42,9 @@ def rows(count, seed):
     return samples.split(np.random.default_rng(seed).normal(size=(count, 12)))
 
 
-def fit(checkpoint=None, on_epoch=lambda epoch: None):
+def fit(checkpoint=None, on_epoch=lambda epoch: None, settings=SETTINGS, spec=SPEC):
     return training.fit(
-        SPEC, rows(100, 0), rows(40, 1), SETTINGS, seed=3, device="cpu", on_epoch=on_epoch, checkpoint=checkpoint
+        spec, rows(100, 0), rows(40, 1), settings, seed=3, device="cpu", on_epoch=on_epoch, checkpoint=checkpoint
     )
 
 
@@ -75,6 +76,40 @@ def test_a_stopped_training_ends_with_the_weights_and_history_of_one_never_stopp
     )
     assert again.to_csv() == history.to_csv()
     assert not checkpoint.path.exists()
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("captured", [False, True])
+def test_a_stopped_training_ends_the_same_whatever_takes_its_steps(checkpoint, captured, precision, monkeypatch):
+    if precision == "bfloat16" and not arithmetic.has_bfloat16(torch.device("cpu")):
+        pytest.skip("this processor has no bfloat16")
+    monkeypatch.setattr(arithmetic, "CAPTURE_FROM", 0 if captured else 10_000)
+    settings = replace(SETTINGS, precision=precision)
+    whole, history = fit(settings=settings)
+    with pytest.raises(StoppedError):
+        fit(checkpoint, stop_after(4), settings)
+    resumed, again = fit(checkpoint, settings=settings)
+    assert all(torch.equal(whole.state_dict()[name], value) for name, value in resumed.state_dict().items())
+    assert again == replace(history, epochs=again.epochs)
+    assert again.to_csv() == history.to_csv()
+
+
+@pytest.mark.slow  # a compiler starts, four times
+@pytest.mark.parametrize("number", [2, 6])  # 7 steps an epoch; compiled from the 28th step on
+def test_a_training_that_is_compiled_on_its_way_ends_the_same_stopped_before_or_after(checkpoint, number, monkeypatch):
+    monkeypatch.setattr(arithmetic, "CAPTURE_FROM", 0)
+    monkeypatch.setattr(arithmetic, "COMPILE_AFTER", {"dense layers": 28})
+    spec = ModelSpec("deep", (12,), {**samples.options("deep"), "code": 3, "hidden": [16]})
+    whole, history = fit(spec=spec)
+    assert history.notes == ()
+    with pytest.raises(StoppedError):
+        fit(checkpoint, stop_after(number), spec=spec)
+    resumed, again = fit(checkpoint, spec=spec)
+    assert all(torch.equal(whole.state_dict()[name], value) for name, value in resumed.state_dict().items())
+    assert again.to_csv() == history.to_csv()
+    monkeypatch.setattr(arithmetic, "COMPILE_AFTER", {"dense layers": 10_000})
+    never, _ = fit(spec=spec)
+    assert any(not torch.equal(never.state_dict()[name], value) for name, value in whole.state_dict().items())
 
 
 KILLED = """

@@ -1,6 +1,5 @@
 """Images of every size pass through unharmed, and convolutions need fewer parameters than full connections."""
 
-import collections
 import re
 from dataclasses import replace
 
@@ -16,7 +15,7 @@ from sevenfold.models.base import ModelSpec
 
 
 def build(shape, **options):
-    settings = {"code": 3, "channels": [4, 6], "activation": "silu", "augment": []} | options
+    settings = {"code": 3, "channels": [4, 6], "hidden": [], "activation": "silu", "blocks": 0, "augment": []} | options
     torch.manual_seed(0)
     return ModelSpec("convolutional", shape, settings).build()
 
@@ -39,7 +38,7 @@ def test_an_image_of_any_size_and_channels_comes_back_in_its_size(edges, channel
 @pytest.mark.parametrize("edges", [(5, 7), (8, 8), (3, 4)])
 def test_the_bodies_are_what_torch_computes_step_by_step(edges):
     shape, channels = (2, *edges), [4, 6]
-    encoder, decoder = networks.convolutional(shape, channels, 3, "tanh")
+    encoder, decoder = networks.convolutional(shape, channels, [], 3, "tanh", blocks=0)
     x = torch.randn(5, *shape)
     (first, second), (down,), (up,), (third, fourth) = (
         [m for m in body.modules() if isinstance(m, kind)]
@@ -83,8 +82,19 @@ def test_fewer_parameters_than_the_deep_one_reach_its_error_on_digits():
     x = torch.from_numpy(np.array(data.test.x))
     sizes, errors = {}, {}
     for variant, rate, options in [
-        ("deep", 0.003, {"hidden": [256, 128], "tied": False, "numbers": "standard", "categories": "one-hot"}),
-        ("convolutional", 0.01, {"channels": [32, 64], "augment": []}),
+        (
+            "deep",
+            0.003,
+            {
+                "hidden": [256, 128],
+                "blocks": 0,
+                "tied": False,
+                "augment": [],
+                "numbers": "standard",
+                "categories": "one-hot",
+            },
+        ),
+        ("convolutional", 0.01, {"channels": [32, 64], "hidden": [], "blocks": 0, "augment": []}),
     ]:
         of = ModelSpec(variant, x.shape[1:], {"code": 8, "activation": "silu"} | options)
         settings = replace(samples.SETTINGS, epochs=30, patience=30, batch_size=64, learning_rate=rate)
@@ -94,64 +104,6 @@ def test_fewer_parameters_than_the_deep_one_reach_its_error_on_digits():
             errors[variant] = float((model(x) - x).square().mean())
     assert sizes["convolutional"] < 0.75 * sizes["deep"]
     assert errors["convolutional"] <= errors["deep"]
-
-
-def images(height=4, width=4, count=400):
-    """Images whose cells all differ, and which of them were observed."""
-    generator = np.random.default_rng(0)
-    shape = (count, 2, height, width)
-    x = torch.from_numpy(generator.permutation(int(np.prod(shape))).reshape(shape).astype(np.float32))
-    return x, torch.from_numpy(generator.random(shape) < 0.8)
-
-
-CHANGES = {
-    "mirror": lambda image, mean: image[..., ::-1],
-    "flip": lambda image, mean: image[..., ::-1, :],
-    "transpose": lambda image, mean: np.swapaxes(image, -1, -2),
-    "negative": lambda image, mean: mean + (mean - image),
-}
-
-
-@pytest.mark.parametrize("change", CHANGES)
-def test_each_change_is_done_to_half_of_the_images_and_takes_the_gaps_along(change):
-    x, seen = images()
-    model = build(x.shape[1:], augment=[change])
-    model.prepare(x, None)
-    varied, where = model.vary(x, seen)
-    changed = CHANGES[change](x.numpy(), x.numpy().mean(axis=0))
-    moved = CHANGES[change](seen.numpy(), None) if change != "negative" else seen.numpy()
-    done = np.array([not torch.equal(one, other) for one, other in zip(varied, x, strict=True)])
-    chosen = done[:, None, None, None]
-    np.testing.assert_allclose(varied, np.where(chosen, changed, x), rtol=1e-6)
-    np.testing.assert_array_equal(where, np.where(chosen, moved, seen))
-    assert done.mean() == pytest.approx(0.5, abs=0.1)  # four standard deviations
-
-
-def test_three_changes_make_the_eight_symmetries_of_a_square_alike_often():
-    x = images()[0][:1].expand(4000, -1, -1, -1)
-    varied, _ = build(x.shape[1:], augment=["mirror", "flip", "transpose"]).vary(x, None)
-    one = x[0].numpy()
-    eight = {np.rot90(side, turns, (-2, -1)).tobytes() for side in (one, one[..., ::-1]) for turns in range(4)}
-    found = collections.Counter(image.numpy().tobytes() for image in varied)
-    assert set(found) == eight
-    assert max(abs(count - 500) for count in found.values()) < 4 * np.sqrt(4000 * 1 / 8 * 7 / 8)
-
-
-def test_images_are_changed_in_training_only_and_the_target_with_them():
-    x, seen = images(6, 5)
-    model = build(x.shape[1:], augment=["mirror", "negative"])
-    model.prepare(x, seen)
-    before = x.clone()
-    for training in (True, False):
-        model.train(training)
-        torch.manual_seed(3)
-        loss = model.losses(x, seen)["reconstruction"].item()
-        torch.manual_seed(3)
-        shown, where = model.vary(x, seen) if training else (x, seen)
-        errors = np.ma.masked_array((model(shown) - shown).square().detach().numpy(), ~where.numpy())
-        rest = np.ma.masked_array(x.numpy(), ~seen.numpy())
-        assert loss == pytest.approx(errors.mean() / ((rest - rest.mean(axis=0)) ** 2).mean(), rel=1e-4)
-    assert torch.equal(x, before)
 
 
 @pytest.mark.parametrize("shape", [(30,), (6, 5), (1, 2, 3, 4)])
@@ -171,11 +123,13 @@ def test_impossible_channels_are_refused(channels):
         build((1, 8, 8), channels=channels)
 
 
-def test_only_square_images_can_be_transposed():
-    with pytest.raises(ValueError, match=r"augment holds 'transpose' for images of 6 x 5; expected square ones"):
-        build((1, 6, 5), augment=["transpose"])
-
-
-def test_an_unknown_change_is_named():
-    with pytest.raises(ValueError, match=r"option 'augment' is \['turn'\]: input should be 'mirror', 'flip'"):
-        build((1, 8, 8), augment=["turn"])
+def test_hidden_layers_and_residual_blocks_stand_between_the_convolutions_and_the_code():
+    model = build((1, 8, 8), hidden=[7, 5], blocks=1)
+    widths = [(m.in_features, m.out_features) for m in model.encoder.modules() if isinstance(m, nn.Linear)]
+    assert widths == [(6 * 2 * 2, 7), (7, 7), (7, 7), (7, 5), (5, 5), (5, 5), (5, 3)]
+    widths = [(m.in_features, m.out_features) for m in model.decoder.modules() if isinstance(m, nn.Linear)]
+    assert widths == [(3, 5), (5, 5), (5, 5), (5, 7), (7, 7), (7, 7), (7, 6 * 2 * 2)]
+    x = torch.rand(4, 1, 8, 8)
+    assert model(x).shape == x.shape
+    with pytest.raises(ValueError, match=r"hidden is \[0\]; expected widths of 1 or more"):
+        build((1, 8, 8), hidden=[0])

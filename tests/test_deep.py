@@ -28,7 +28,16 @@ def spec(size, **options):
     return ModelSpec(
         "deep",
         (size,),
-        {"code": 3, "hidden": [], "activation": "linear", "tied": False, "numbers": "standard", "categories": "one-hot"}
+        {
+            "code": 3,
+            "hidden": [],
+            "activation": "linear",
+            "blocks": 0,
+            "tied": False,
+            "augment": [],
+            "numbers": "standard",
+            "categories": "one-hot",
+        }
         | options,
     )
 
@@ -42,8 +51,8 @@ def rows(count, size, seed=0, scale=1.0):
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("hidden", [[], [8]])
 def test_a_linear_one_reaches_the_error_of_principal_components(hidden, tied):
-    train, validation, test = rows(400, 10), rows(200, 10, seed=1), rows(1000, 10, seed=2)
-    settings = replace(samples.SETTINGS, epochs=150, patience=150, learning_rate=0.02, weight_decay=0.0)
+    train, validation, test = rows(2000, 10), rows(500, 10, seed=1), rows(2000, 10, seed=2)
+    settings = replace(samples.SETTINGS, epochs=60, patience=60, learning_rate=0.02, weight_decay=0.0)
     model, _ = samples.fit(spec(10, hidden=hidden, tied=tied), train, validation, settings=settings)
     assert not any("bias" in name for name, _ in model.named_parameters())
     oracle = decomposition.PCA(3).fit(train.x)
@@ -114,3 +123,36 @@ def test_cells_without_a_value_do_not_count_in_the_loss():
     errors = np.ma.masked_array((model(x, seen) - x).square().detach().numpy(), ~seen.numpy())
     assert model.losses(x, seen)["reconstruction"].item() == pytest.approx(errors.mean(), rel=1e-5)
     assert model.losses(x, torch.zeros_like(seen))["reconstruction"].item() == 0
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_a_residual_block_adds_what_two_layers_make_of_its_input(name):
+    body = networks.dense([4, 6, 2], name, blocks=2)
+    first, one, other, last = (m for m in body if not isinstance(m, networks.ACTIVATIONS[name]))
+    activation = ACTIVATIONS[name]
+    for layer in (one.change[3], other.change[3]):
+        assert not layer.weight.any()  # at the start a block changes nothing
+        nn.init.normal_(layer.weight)
+    x = torch.randn(7, 4)
+    h = first(x)
+    for block in (one, other):
+        up, down = block.change[1], block.change[3]
+        h = h + down(activation(up(activation(h))))
+    torch.testing.assert_close(body(x), last(activation(h)))
+
+
+def test_blocks_stand_at_every_hidden_width_of_both_halves():
+    model = spec(10, hidden=[8, 6], activation="silu", blocks=2).build()
+    widths = [(m.in_features, m.out_features) for m in model.encoder.modules() if isinstance(m, nn.Linear)]
+    assert widths == [(10, 8), *[(8, 8)] * 4, (8, 6), *[(6, 6)] * 4, (6, 3)]
+    widths = [(m.in_features, m.out_features) for m in model.decoder.modules() if isinstance(m, nn.Linear)]
+    assert widths == [(3, 6), *[(6, 6)] * 4, (6, 8), *[(8, 8)] * 4, (8, 10)]
+
+
+def test_impossible_blocks_are_refused():
+    with pytest.raises(ValueError, match=r"blocks is -1; expected 0 or more; give 0 for plain layers"):
+        spec(10, blocks=-1).build()
+    with pytest.raises(
+        ValueError, match=r"blocks is 2 with tied weights; expected 0; set `blocks: 0` or `tied: false`"
+    ):
+        spec(10, blocks=2, tied=True).build()

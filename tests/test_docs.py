@@ -1,5 +1,6 @@
 """The documentation says what the program does: commands, options, targets, links and numbers."""
 
+import inspect
 import re
 import shlex
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from sevenfold import cli, modules, params
+from sevenfold.models.base import Autoencoder
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "mlflow" / "README.md"])
@@ -115,6 +117,16 @@ def test_yaml_examples_of_own_data_are_taken_by_params(tmp_path):
 def test_the_changelog_names_every_variant_application_and_built_in_set():
     for package in ("models", "applications", "datasets"):
         assert [name for name in modules.names(package) if f"`{name}`" not in TEXTS["CHANGELOG.md"]] == []
+
+
+def test_every_variant_is_explained_with_its_own_options():
+    rows = dict(re.findall(r"^\| `(\w+)` \|.*\| ([^|]*) \|$", TEXTS["docs/variants.md"], re.MULTILINE))
+    assert sorted(rows) == modules.names("models")
+    shared = {"numbers", "categories"}
+    for name, cell in rows.items():
+        variant = modules.member("models", name, Autoencoder)
+        keywords = [p.name for p in inspect.signature(variant).parameters.values() if p.kind is p.KEYWORD_ONLY]
+        assert re.findall(r"`(\w+)`", cell) == [k for k in keywords if k not in shared]
 
 
 def test_the_oldest_python_named_is_the_one_that_is_required():

@@ -35,7 +35,15 @@ def track(workspace, path):
 
 
 def add(workspace, path, name="mine", **changes):
-    given = {"label": None, "normal": (), "identifier": None, "group": None, "drop": (), "value_range": None}
+    given = {
+        "label": None,
+        "normal": (),
+        "identifier": None,
+        "group": None,
+        "part": None,
+        "drop": (),
+        "value_range": None,
+    }
     given |= {"categorical": (), "separator": None, "gaps": (), "labels": None}
     return enrolment.add(workspace, name, path, **{**given, "track": track, **changes})
 

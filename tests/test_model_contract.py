@@ -15,7 +15,7 @@ from sevenfold.models.base import ModelSpec, Standardiser
 
 VARIANTS = modules.names("models")
 
-OVERCOMPLETE = ("masked", "sparse")
+OVERCOMPLETE = ("compressive", "masked", "residual", "sparse")
 """Variants whose code may have more values than the sample."""
 
 

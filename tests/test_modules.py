@@ -1,5 +1,6 @@
 """Variants, data sets and applications are found by their file's name, and their keywords are the schema of their options."""
 
+import math
 import re
 from pathlib import Path
 from typing import Literal
@@ -85,6 +86,9 @@ def test_right_options_have_no_problems(made):
         (GOOD | {"code": "8"}, "demo: option 'code' is '8': input should be a valid integer"),
         (GOOD | {"code": True}, "demo: option 'code' is True: input should be a valid integer"),
         (GOOD | {"code": 8.5}, "demo: option 'code' is 8.5: input should be a valid integer"),
+        (GOOD | {"level": math.inf}, "demo: option 'level' is inf: input should be finite"),
+        (GOOD | {"level": math.nan}, "demo: option 'level' is nan: input should be finite"),
+        (GOOD | {"hidden": [64, -math.inf]}, "demo: option 'hidden' is [64, -inf]: input should be finite"),
         (GOOD | {"hidden": 64}, "demo: option 'hidden' is 64: input should be a valid list"),
         (GOOD | {"hidden": [64, "x"]}, "demo: option 'hidden' is [64, 'x']: input should be a valid integer"),
         (GOOD | {"level": None}, "demo: option 'level' is None: input should be a valid number"),

@@ -7,10 +7,13 @@ import sys
 import threading
 import time
 
+import numpy as np
+import pandas as pd
 import pytest
+import torch
 
 from conftest import make_project
-from sevenfold import bundles, pipeline
+from sevenfold import bundles, pipeline, stages, training
 from sevenfold.pipeline import Reproduction
 from sevenfold.workspace import Workspace
 
@@ -197,3 +200,35 @@ def test_a_tracked_data_set_is_under_dvc_and_its_pointer_is_for_git(project):
     status = project.run("git", "status", "--porcelain", "--untracked-files=all", "data").stdout
     assert "mine.csv.dvc" in status
     assert "mine.csv\n" not in status
+
+
+@pytest.mark.slow
+def test_a_training_stage_shared_by_two_processes_comes_to_what_one_comes_to(reproduced, tmp_path):
+    project = reproduced.copy(tmp_path / "project")
+    place = project.workspace
+    alone = pd.read_csv(place.history("digits-deep"))
+    launch = ["python", "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", "--no-python"]
+    done = project.run(
+        *launch, "sevenfold", "stage", "train", "digits-deep", OMP_NUM_THREADS="1", PYTHONWARNINGS="ignore"
+    )
+    assert done.stdout.count("validation loss") == 1  # one of them speaks
+    shared = pd.read_csv(place.history("digits-deep"))
+    np.testing.assert_allclose(shared["validation_loss"], alone["validation_loss"], rtol=0.02)
+    assert bundles.load_model(place.candidate("digits-deep"))[0].variant == "deep"
+
+
+def test_a_training_that_diverges_leaves_its_last_good_weights_to_look_at(project, monkeypatch):
+    place = project.workspace
+    _, good = bundles.load_model(place.candidate("digits-deep"))
+
+    def diverge(*rest, **options):
+        error = training.DivergenceError("loss term 'reconstruction' is nan in step 7")
+        error.model = good
+        raise error
+
+    monkeypatch.setattr(training, "fit", diverge)
+    where = r"is nan in step 7; the weights of the best epoch before are in \.sevenfold/diverged/digits-deep"
+    with pytest.raises(training.DivergenceError, match=where):
+        stages.train(place, "digits-deep")
+    _, kept = bundles.load_model(place.diverged("digits-deep"))
+    assert all(torch.equal(value, kept.state_dict()[name]) for name, value in good.state_dict().items())

@@ -100,6 +100,41 @@ def test_groups_stay_together_and_have_their_share():
     assert len(held["validation"]) == pytest.approx(40, abs=1.5)
 
 
+def test_a_column_can_say_which_split_a_row_is_in():
+    frame = table().assign(part=np.resize(["train", "train", "train", "validation", "test"], len(table())))
+    dataset = prepare(frame, **ROLES, part="part")
+    expected = {name: set(frame["key"][frame["part"] == name]) for name in SPLITS}
+    assert {name: set(getattr(dataset, name).ids) for name in SPLITS} == expected
+    assert "part" not in dataset.schema.features
+
+
+def test_a_split_that_no_row_names_is_drawn_from_the_training_rows():
+    frame = table().assign(part=np.resize(["train", "train", "train", "test"], len(table())))
+    dataset = prepare(frame, **ROLES, part="part", validation=0.25)
+    assert set(dataset.test.ids) == set(frame["key"][frame["part"] == "test"])
+    count = (frame["part"] == "train").sum()
+    assert abs(len(dataset.validation) - 0.25 * count) <= 1
+    assert len(dataset.train) + len(dataset.validation) == count
+    shares = [pd.Series(split.y).value_counts(normalize=True) for split in (dataset.train, dataset.validation)]
+    assert (shares[0] - shares[1]).abs().max() < 0.1  # by label, as every split that is drawn
+
+
+def test_parts_that_are_no_splits_or_tear_groups_apart_are_refused():
+    frame = table().assign(part="train")
+    frame.loc[3, "part"] = "hold-out"
+    with pytest.raises(
+        DataError, match=r"part 'part' has 1 rows that say 'hold-out' \(first: row 3\); expected train, v"
+    ):
+        prepare(frame, **ROLES, part="part")
+    frame = table().assign(part=np.resize(["train", "test"], len(table())), person="one")
+    with pytest.raises(
+        DataError, match=r"1 groups of 'person' are in more than one part \(first: 'one'\); expected each"
+    ):
+        prepare(frame, part="part", group="person")
+    with pytest.raises(DataError, match="`part` names column 'nowhere', which is not there"):
+        prepare(part="nowhere")
+
+
 @pytest.mark.parametrize("by", [{}, {"label": "label"}, {"group": "person"}])
 def test_the_same_seed_gives_the_same_set_and_another_seed_another(by):
     frame = table().drop(columns="key").assign(person=np.arange(60) // 4)

@@ -98,6 +98,7 @@ def test_a_candidate_of_another_code_is_unsuited_and_told_what_would_suit():
     application = reduction.Reduction(code=8, neighbours=12)
     fine = {"images": True, "labelled": False, "normal": False}
     assert application.unsuited(code=8, **fine) is None
+    assert application.unsuited(code=None, **fine) is None  # not known yet
     reason = application.unsuited(code=16, **fine)
     assert reason == "has a code of 16, and is compared at a code of 8; give both the same `code`"
 

@@ -186,12 +186,23 @@ def test_the_state_of_the_data_is_shown():
 def test_a_picture_has_a_text_that_stands_for_it():
     pictures = [attributes for tag, attributes in Read(page()).tags if tag == "svg"]
     assert [p["role"] for p in pictures] == ["img"]
-    assert pictures[0]["aria-label"] == "Validation loss by epoch of digits-deep"  # one epoch makes no curve
+    assert (
+        pictures[0]["aria-label"] == "Validation loss above its best by epoch of digits-deep"
+    )  # one epoch makes no curve
 
 
 def test_losses_below_zero_have_a_picture_too():
     curve = pd.DataFrame({"epoch": [1, 2], "validation_loss": [0.5, -3.0]})
     assert "<svg" in page(curves={"digits-deep": curve})
+    flat = pd.DataFrame({"epoch": [1, 2], "validation_loss": [0.5, 0.5]})
+    assert "<svg" in page(curves={"digits-deep": flat})
+
+
+def test_curves_of_losses_in_different_units_share_an_axis():
+    losses = pd.Series([4.0, 2.0, 1.0, 1.3])
+    expected = [1.0, 1 / 3, report.NEAREST, 0.1]
+    assert report.above_best(losses).tolist() == pytest.approx(expected)
+    assert report.above_best(100 * losses - 77).tolist() == pytest.approx(expected)  # a bound may be below 0
 
 
 def test_every_heading_cell_says_what_its_column_is():

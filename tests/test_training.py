@@ -28,7 +28,7 @@ class Watched(Autoencoder):
         super().__init__(Layout((3,)), 1)
         self.weight = nn.Parameter(torch.zeros(()))
         self._fitting, self._judging = fitting, judging
-        self.batches, self.weights, self.gradients = [], [], []
+        self.batches, self.weights = [], []
 
     def prepare(self, x, observed):
         pass
@@ -44,7 +44,6 @@ class Watched(Autoencoder):
             return {"drift": self._judging(self.weight, x)}
         self.batches.append(x)
         self.weights.append(self.weight.item())
-        self.gradients.append(self.weight.grad)
         return {"drift": self._fitting(self.weight, x)}
 
 
@@ -104,9 +103,36 @@ def test_the_learning_rate_rises_linearly_and_falls_as_a_cosine():
     assert [epoch.learning_rate for epoch in history.epochs] == pytest.approx([*rising, *falling])
 
 
-def test_gradients_are_clipped():
-    model, _ = fit(replace(SETTINGS, gradient_clip=0.5), fitting=lambda w, x: -1000 * w)
-    assert {round(float(g), 4) for g in model.gradients if g is not None} == {-0.5}
+def test_a_training_takes_the_steps_of_torchs_adamw_with_clipped_gradients():
+    data = samples.dataset("table")
+    settings = replace(samples.SETTINGS, epochs=4, patience=4, gradient_clip=0.1, weight_decay=0.1, warmup=0.2)
+    seen = []
+    found, history = samples.fit(samples.spec("deep", "table"), data.train, data.validation, settings=settings, seed=7)
+    torch.manual_seed(7)
+    model = samples.spec("deep", "table").build()
+    x, held_out = torch.from_numpy(data.train.x.copy()), torch.from_numpy(data.validation.x.copy())
+    model.prepare(x, None)
+    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=settings.weight_decay)
+    order = torch.Generator().manual_seed(7)
+    steps = settings.epochs * math.ceil(len(x) / settings.batch_size)
+    rising, step = round(0.2 * steps), 0
+    for _ in range(settings.epochs):
+        model.train()
+        for rows in torch.split(torch.randperm(len(x), generator=order), settings.batch_size):
+            falling = 0.01 + 0.99 * (1 + math.cos(math.pi * (step - rising) / (steps - rising))) / 2
+            for group in optimizer.param_groups:
+                group["lr"] = settings.learning_rate * ((step + 1) / rising if step < rising else falling)
+            optimizer.zero_grad()
+            sum(model.losses(x[rows], None).values()).backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), settings.gradient_clip)
+            optimizer.step()
+            step += 1
+        model.eval()
+        seen.append(float(sum(model.losses(held_out, None).values()).detach()))
+    assert [epoch.loss for epoch in history.epochs] == pytest.approx(seen, rel=1e-4)
+    assert history.best.number == len(seen) == 1 + int(np.argmin(seen))
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(found.state_dict()[name], value, rtol=1e-3, atol=1e-4)
 
 
 def test_weight_decay_shrinks_what_no_loss_holds():
@@ -135,24 +161,30 @@ def test_a_diverging_loss_names_step_term_and_learning_rate(value):
         fit(fitting=fitting)
 
 
+def test_a_diverging_training_keeps_the_last_good_weights():
+    judged = []
+
+    def fitting(weight, x):
+        return away(weight, x) * (math.nan if len(judged) == 7 else 1)
+
+    def judging(weight, x):
+        judged.append(float(weight))
+        return (weight - 0.8).square()
+
+    with pytest.raises(training.DivergenceError, match="epoch 8") as caught:
+        fit(fitting=fitting, judging=judging)
+    best = min(judged, key=lambda weight: abs(weight - 0.8))
+    assert caught.value.model.weight.item() == best != judged[-1]
+    assert not caught.value.model.training
+    with pytest.raises(training.DivergenceError) as caught:
+        fit(fitting=lambda w, x: w * math.nan)
+    assert caught.value.model is None
+
+
 def test_a_diverging_validation_loss_is_told_too():
     message = r"loss term 'validation drift' is nan after step 3 \(epoch 1, learning rate"
     with pytest.raises(training.DivergenceError, match=message):
         fit(judging=lambda w, x: w * math.nan)
-
-
-def test_data_too_large_for_the_numbers_are_told():
-    options = {
-        "code": 2,
-        "hidden": [4],
-        "activation": "relu",
-        "tied": False,
-        "numbers": "standard",
-        "categories": "one-hot",
-    }
-    rows = samples.split(np.random.default_rng(0).normal(size=(40, 3)) * 1e30)
-    with pytest.raises(training.DivergenceError, match=r"'reconstruction' is (nan|inf) in step 1 "):
-        samples.fit(ModelSpec("deep", (3,), options), rows, rows)
 
 
 def test_an_empty_validation_split_is_refused():
@@ -160,7 +192,9 @@ def test_an_empty_validation_split_is_refused():
         "code": 2,
         "hidden": [4],
         "activation": "relu",
+        "blocks": 0,
         "tied": False,
+        "augment": [],
         "numbers": "standard",
         "categories": "one-hot",
     }
@@ -189,13 +223,17 @@ def test_a_variant_without_weights_has_one_epoch():
     assert history.best.loss == pytest.approx(float(loss))
 
 
-def test_the_number_of_threads_is_the_settings_own_and_restored_even_after_an_error():
+@pytest.mark.parametrize(("hidden", "used"), [(4, 1), (8192, 2)])
+def test_threads_go_by_the_size_of_the_network_and_are_put_back(hidden, used):
+    options = {**samples.options("deep"), "code": 2, "hidden": [hidden]}
+    settings = replace(SETTINGS, threads=2, epochs=1, batch_size=512)
     before = torch.get_num_threads()
     inside = []
     torch.set_num_threads(3)
     try:
-        fit(replace(SETTINGS, threads=2), on_epoch=lambda e: inside.append(torch.get_num_threads()))
-        assert set(inside) == {2}
+        spec = ModelSpec("deep", (3,), options)
+        samples.fit(spec, ROWS, ROWS, settings=settings, on_epoch=lambda e: inside.append(torch.get_num_threads()))
+        assert inside == [used]
         assert torch.get_num_threads() == 3
         with pytest.raises(training.DivergenceError):
             fit(fitting=lambda w, x: w * math.nan)
@@ -211,7 +249,9 @@ def test_the_rows_of_a_split_on_disk_are_not_written_to(tmp_path):
         "code": 2,
         "hidden": [4],
         "activation": "relu",
+        "blocks": 0,
         "tied": False,
+        "augment": [],
         "numbers": "standard",
         "categories": "one-hot",
     }
@@ -248,3 +288,53 @@ def test_a_row_that_does_not_fit_the_memory_is_told():
 
     with pytest.raises(MemoryError, match=r"a single row does not fit the memory of cpu; .* use a smaller model"):
         fit(fitting=nothing)
+
+
+@pytest.mark.parametrize("settled", [0.0, 0.5, 1.0])
+def test_epochs_count_from_where_the_model_has_settled(settled):
+    """Validation is best at the start, so that a training without patience would stop and a comparison take epoch 1."""
+
+    class Spec(ModelSpec):
+        def build(self):
+            model = Watched(away, lambda w, x: w.square())
+            model.settled = settled
+            return model
+
+    settings = replace(SETTINGS, epochs=10, patience=3)
+    model, history = samples.fit(Spec("watched", (3,)), ROWS, ROWS, settings=settings)
+    first = max(1, round(10 * settled))
+    assert history.best.number == first
+    assert [epoch.best for epoch in history.epochs] == [epoch.number == first for epoch in history.epochs]
+    assert len(history.epochs) == min(10, first + 3)
+    assert model.weight.item() ** 2 == pytest.approx(history.best.loss)
+
+
+@pytest.mark.parametrize("kind", ["table", "gaps", "images"])
+def test_rows_read_from_disk_give_the_very_weights_of_rows_in_memory(kind, tmp_path, monkeypatch):
+    monkeypatch.setattr("sevenfold.loader.STRETCH", 3000)
+    data = samples.dataset(kind)
+    data.save(tmp_path / "data")
+    on_disk = type(data).load(tmp_path / "data")
+    assert isinstance(on_disk.train.x, np.memmap)
+    spec = samples.spec("denoising", kind)
+    settings = replace(samples.SETTINGS, epochs=3)
+    expected, history = samples.fit(spec, data.train, data.validation, settings=settings)
+    model, found = training.fit(
+        spec, on_disk.train, on_disk.validation, settings, seed=0, device="cpu", on_epoch=lambda e: None, room=0
+    )
+    assert found.to_csv() == history.to_csv()
+    assert all(torch.equal(model.state_dict()[name], value) for name, value in expected.state_dict().items())
+
+
+def test_the_precision_that_is_wanted_and_not_there_is_told(monkeypatch):
+    monkeypatch.setattr("sevenfold.arithmetic.has_bfloat16", lambda device: False)
+    with pytest.raises(ValueError, match=r"precision is bfloat16; cpu has no fast one; .*; set `precision: auto`"):
+        fit(replace(SETTINGS, precision="bfloat16"))
+    fit(replace(SETTINGS, precision="auto", epochs=1))
+
+
+def test_what_is_learned_from_data_too_large_for_the_numbers_is_told():
+    rows = samples.split(np.random.default_rng(0).normal(size=(40, 3)) * 1e30)
+    options = {**samples.options("deep"), "code": 2, "hidden": [4]}
+    with pytest.raises(training.DivergenceError, match=r"is not finite, .* look for extreme values in the data"):
+        samples.fit(ModelSpec("deep", (3,), options), rows, rows)

@@ -48,6 +48,12 @@ def test_each_contest_is_published_and_those_that_pass_the_gate_have_a_champion(
     assert {"digits-reduction", "digits-anomaly", "wdbc-anomaly"} <= set(champions)
 
 
+def test_a_candidate_without_applications_is_trained_and_takes_part_in_no_contest(project):
+    assert (project.workspace.candidate("photos-residual") / "model.safetensors").is_file()
+    assert [p.name for p in project.workspace.evaluation("photos-residual").iterdir()] == ["applications.json"]
+    assert "photos-residual" not in project.workspace.comparison.read_text()
+
+
 def test_a_second_run_does_nothing(project):
     assert "nothing to train, nothing to publish" in project.run("sevenfold", "run").stdout
     assert "up to date" in project.run("dvc", "status").stdout

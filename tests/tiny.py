@@ -83,7 +83,16 @@ def bundle(kind: str, name: str, seed: int = 0) -> Bundle:
     spec = ModelSpec.of(
         "deep",
         data.schema.layout,
-        {"code": 2, "hidden": [8], "activation": "silu", "tied": False, "numbers": "standard", "categories": "one-hot"},
+        {
+            "code": 2,
+            "hidden": [8],
+            "activation": "silu",
+            "blocks": 0,
+            "tied": False,
+            "augment": [],
+            "numbers": "standard",
+            "categories": "one-hot",
+        },
     )
     learn = evaluation.learned_from(application, data)
     model, _ = training.fit(

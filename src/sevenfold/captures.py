@@ -1,236 +1,393 @@
-"""A step of training as a list of kernels: captured once from autograd, then run without it.
+"""A step of training as a list of kernels: written down once, and from then on run without autograd.
 
 For a narrow network most of a step is bookkeeping: of Python, of modules, of autograd. The kernels that a step calls are the
-same each time, so they are written down once and called directly from then on, which gives the very same numbers.
+same each time, so they are written down once and called directly from then on, which gives the very same numbers. The list
+is also what a compiler takes, which fuses kernels, and rounds differently.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import copy
+import operator
+import os
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, fx
-from torch.fx.experimental import proxy_tensor
+from torch import Tensor, fx, nn
+from torch.nn import functional
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
-aten = torch.ops.aten
-
-Kernels = Callable[..., Any]
 Step = Callable[..., tuple[Tensor, list[Tensor | None]]]
-"""(*inputs) -> (losses (terms,), the gradient of each leaf or None)."""
+"""(*fixed, *inputs) -> (losses (terms,), the gradient of each weight or None)."""
 
+_aten = torch.ops.aten
 _VIEWS = {
-    aten.t.default, aten.view.default, aten._unsafe_view.default, aten.transpose.int, aten.permute.default,
-    aten.expand.default, aten.unsqueeze.default, aten.squeeze.dim, aten.slice.Tensor, aten.select.int, aten.detach.default,
-    aten.alias.default, aten.split.Tensor, aten.split_with_sizes.default,
+    _aten.t.default, _aten.view.default, _aten._unsafe_view.default, _aten.transpose.int, _aten.permute.default,
+    _aten.expand.default, _aten.unsqueeze.default, _aten.squeeze.dim, _aten.slice.Tensor, _aten.select.int,
+    _aten.detach.default, _aten.alias.default,
 }  # fmt: skip
-_SAME = {aten.detach.default, aten.alias.default, aten.lift_fresh_copy.default}
+_NOTHING = {_aten.detach.default, _aten.alias.default}
 """What changes nothing where nobody differentiates."""
 _FILLED = {
-    aten.ones_like.default, aten.zeros_like.default, aten.full_like.default, aten.full.default, aten.zeros.default,
-    aten.ones.default, aten.new_zeros.default, aten.new_ones.default, aten.new_full.default, aten.scalar_tensor.default,
-    aten.arange.default, aten.arange.start, aten.new_zeros.default,
+    _aten.ones_like.default, _aten.zeros_like.default, _aten.full_like.default, _aten.full.default, _aten.zeros.default,
+    _aten.ones.default, _aten.new_zeros.default, _aten.new_ones.default, _aten.new_full.default, _aten.arange.default,
+    _aten.scalar_tensor.default,
 }  # fmt: skip
 """What depends on shapes alone."""
-_DIRECT = {
-    aten.mm.default: torch.mm, aten.addmm.default: torch.addmm, aten.t.default: torch.t, aten.add.Tensor: torch.add,
-    aten.sub.Tensor: torch.sub, aten.mul.Tensor: torch.mul, aten.div.Tensor: torch.div, aten.relu.default: torch.relu,
-    aten.exp.default: torch.exp, aten.pow.Tensor_Scalar: torch.pow, aten.sum.dim_IntList: torch.sum,
-    aten.mean.default: torch.mean, aten.mul.Scalar: torch.mul, aten.add.Scalar: torch.add, aten.div.Scalar: torch.div,
-    aten.neg.default: torch.neg, aten.sigmoid.default: torch.sigmoid, aten.tanh.default: torch.tanh,
-    aten.where.self: torch.where, aten.silu.default: torch.nn.functional.silu,
+_SHORTER = {
+    _aten.mm.default: torch.mm, _aten.addmm.default: torch.addmm, _aten.t.default: torch.t, _aten.add.Tensor: torch.add,
+    _aten.sub.Tensor: torch.sub, _aten.mul.Tensor: torch.mul, _aten.div.Tensor: torch.div, _aten.mul.Scalar: torch.mul,
+    _aten.div.Scalar: torch.div, _aten.pow.Tensor_Scalar: torch.pow, _aten.sum.dim_IntList: torch.sum,
+    _aten.mean.default: torch.mean, _aten.exp.default: torch.exp, _aten.neg.default: torch.neg,
+    _aten.relu.default: torch.relu, _aten.sigmoid.default: torch.sigmoid, _aten.tanh.default: torch.tanh,
+    _aten.silu.default: functional.silu, _aten.where.self: torch.where,
+    _aten.stack.default: torch.stack,
 }  # fmt: skip
-"""The same kernels by a shorter way."""
+"""The same kernels, by a shorter way from Python."""
 
 
-class NotCapturedError(Exception):
-    """The step is more than a list of kernels; the message says why."""
+class CaptureError(Exception):
+    """A step is more than a list of kernels, or cannot be compiled; the message says why."""
 
 
-def capture(
-    step: Step, fixed: Sequence[Tensor], inputs: Sequence[Tensor], buffers: Sequence[Tensor], places: Sequence[Tensor]
-) -> tuple[Callable[..., Tensor], Tensor]:
-    """Return `step` as kernels, and the losses of a step taken by them on these inputs.
+class Capture:
+    """The kernels of a step, for batches of one shape.
 
-    The kernels take tensors like `inputs` and return the losses (terms,); the gradients are where `places` says.
-
-    Args:
-        step: takes `fixed` and then `inputs`.
-        fixed: tensors that lie where they are for good: weights to differentiate by, buffers.
-        inputs: of one step; others must have the same shapes and types.
-        buffers: those of the fixed ones that a step may change.
-        places: memory for the gradients, contiguous.
-
-    Raises:
-        NotCapturedError: the kernels do not give the same losses, gradients and buffers, to the bit.
+    draws: whether the step draws random numbers.
     """
-    with _repeated(buffers) as again:
-        expected, gradients = step(*fixed, *inputs)
-        after = [buffer.clone() for buffer in buffers]
-        chance = torch.get_rng_state()
-        again()
+
+    def __init__(
+        self,
+        step: Step,
+        fixed: Sequence[Tensor],
+        buffers: Sequence[Tensor],
+        places: Sequence[Tensor],
+        inputs: Sequence[Tensor],
+    ) -> None:
+        """Write down what a step calls.
+
+        Args:
+            step: takes `fixed`, and then tensors like `inputs`.
+            fixed: tensors that lie where they are for good: weights, buffers.
+            buffers: those of the fixed ones that a step may write to.
+            places: memory for each gradient.
+            inputs: of one step; others must have the same shapes and types.
+
+        Raises:
+            CaptureError: the kernels do not give the same losses, gradients and buffers, to the bit.
+        """
+        self._fixed, self._buffers, self._places = fixed, buffers, places
+        with _put_back(buffers):
+            self._written = _written(step, fixed, inputs)
+        self.draws = any(_is_random(node) for node in self._written.graph.nodes)
+        program = _Program(self._written, fixed)
+        program.land(places)
+        self._run = program.function()
+        # On other numbers than were written down, which shows what was taken for a constant and is none.
+        others = [t.roll(1, 0) if t.dtype == torch.bool else 0.75 * t + 0.25 * t.roll(1, 0) for t in inputs]
+        with _put_back(buffers):
+            expected, gradients = step(*fixed, *others)
+            after, chance = [buffer.clone() for buffer in buffers], torch.get_rng_state()
+        for place, gradient in zip(places, gradients, strict=True):
+            if gradient is None:
+                place.zero_()
+        with _put_back(buffers):
+            found = self(*others)
+            same = all(g is None or _equal(p, g) for p, g in zip(places, gradients, strict=True))
+            same &= _equal(found, expected) and all(map(_equal, buffers, after))
+            if not same or not torch.equal(chance, torch.get_rng_state()):
+                raise CaptureError("its kernels give other numbers than the step itself")
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        """Take a step: return its losses (terms,), and leave its gradients where the places are."""
+        with torch.inference_mode():
+            losses: Tensor = self._run(*inputs)
+        return losses
+
+    def compile(self, inputs: Sequence[Tensor], cache: Path | None) -> None:
+        """Let a compiler fuse the kernels.
+
+        Args:
+            cache: a private folder, where what was compiled is found again; without one it is compiled each time.
+
+        Raises:
+            CaptureError: there is no compiler, or it failed, or what it made gives other losses.
+        """
+        program = _Program(self._written, self._fixed)
+        present = program.return_all(self._places)
+        with _put_back(self._buffers):
+            expected = self(*inputs)
+        run: Any = None
+
+        def fused(*inputs: Tensor) -> Tensor:
+            with torch.no_grad():
+                losses, *gradients = run(*inputs)
+                torch._foreach_copy_(present, gradients)
+            found: Tensor = losses
+            return found
+
+        with _put_back(self._buffers), _compiler(cache):
+            try:
+                run = torch.compile(program.module(), fullgraph=True, dynamic=False)
+                found = fused(*inputs)
+            except Exception as error:
+                reason = " ".join(str(error).strip().splitlines()[:2])
+                raise CaptureError(f"{type(error).__name__}: {reason}") from error
+        if not torch.allclose(found, expected, rtol=1e-2, atol=1e-5, equal_nan=True):
+            raise CaptureError(f"the compiled step has losses {found.tolist()} in place of {expected.tolist()}")
+        self._run = fused
+
+
+def _written(step: Step, fixed: Sequence[Tensor], inputs: Sequence[Tensor]) -> fx.GraphModule:
+    """Return what a step calls; the graph takes what the step takes and returns what it returns."""
+    writer = _Writer()
+    with writer:
+        for tensor in (*fixed, *inputs):
+            writer.name(tensor)
+        losses, gradients = step(*fixed, *inputs)
+    return writer.module(losses, gradients)
+
+
+class _Writer(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Writes down every kernel that is called inside the block, below autograd."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._graph = fx.Graph()
+        self._constants = nn.Module()
+        # Tensors are told apart by their identity, so none of them may go and leave its identity to another.
+        self._nodes: dict[int, tuple[fx.Node, Tensor]] = {}
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # To keep the compiler out of here means to import it, which takes longer than all the rest.
+        return False
+
+    def name(self, tensor: Tensor) -> None:
+        self._know(tensor, self._graph.placeholder(f"tensor_{len(self._nodes)}"))
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        values = found if isinstance(found, (tuple, list)) else (found,)
+        if not all(value is None or isinstance(value, Tensor) for value in values):
+            raise CaptureError(f"it looks at a value, by {func}")
+        node = self._graph.call_function(func, self._arguments(args), self._arguments(kwargs or {}))
+        node.meta["val"] = found
+        if values is not found:
+            self._know(found, node)
+            return found
+        for index, value in enumerate(values):
+            if value is not None:
+                self._know(value, self._graph.call_function(operator.getitem, (node, index)))
+        return found
+
+    def module(self, losses: Tensor, gradients: Sequence[Tensor | None]) -> fx.GraphModule:
+        self._graph.output((self._node(losses), [None if g is None else self._node(g) for g in gradients]))
+        for node in self._graph.nodes:
+            # Their shapes are enough, and take no memory.
+            node.meta["val"] = value.to("meta") if isinstance(value := node.meta.get("val"), Tensor) else None
+        written: fx.GraphModule = fx.GraphModule(self._constants, self._graph)
+        return written
+
+    def _know(self, tensor: Tensor, node: fx.Node) -> None:
+        # What is written to in place stays what it was.
+        if id(tensor) not in self._nodes:
+            node.meta["val"] = tensor
+            self._nodes[id(tensor)] = node, tensor
+
+    def _arguments(self, values: Any) -> Any:
+        return pytree.tree_map(lambda value: self._node(value) if isinstance(value, Tensor) else value, values)
+
+    def _node(self, tensor: Tensor) -> fx.Node:
+        if id(tensor) not in self._nodes:
+            self._constants.register_buffer(name := f"constant_{len(self._nodes)}", tensor.detach(), persistent=False)
+            self._know(tensor, self._graph.get_attr(name))
+        return self._nodes[id(tensor)][0]
+
+
+@contextmanager
+def _put_back(buffers: Sequence[Tensor]) -> Iterator[None]:
+    """Leave chance and buffers as they are before the block."""
+    kept, chance = [buffer.clone() for buffer in buffers], torch.get_rng_state()
+    device = buffers[0].device if buffers else torch.device("cpu")
+    there = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    try:
+        yield
+    finally:
+        torch.set_rng_state(chance)
+        if there is not None:
+            torch.cuda.set_rng_state(there, device)
+        for buffer, value in zip(buffers, kept, strict=True):
+            buffer.copy_(value)
+
+
+@contextmanager
+def _compiler(cache: Path | None) -> Iterator[None]:
+    """Set up the compiler: its folder, no processes of its own, and the same random numbers as without it."""
+    import torch._inductor.config as settings
+
+    before = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
+    with tempfile.TemporaryDirectory(prefix="sevenfold-", ignore_cleanup_errors=True) as passing:
+        folder = Path(passing) if cache is None else cache
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
         try:
-            module = proxy_tensor.make_fx(step, tracing_mode="real")(*fixed, *inputs)
-        except Exception as error:
-            raise NotCapturedError(f"{type(error).__name__}: {error}") from error
-        again()
-    for place, gradient in zip(places, gradients, strict=True):
-        if gradient is None:
-            place.zero_()
-    kernels = _Program(module, fixed, places).compiled()
-    with torch.inference_mode():
-        losses: Tensor = kernels(*inputs)
-    same = all(g is None or _equal(p, g) for p, g in zip(places, gradients, strict=True))
-    same = same and _equal(losses, expected) and all(map(_equal, buffers, after))
-    if not same or not torch.equal(chance, torch.get_rng_state()):
-        again()
-        raise NotCapturedError("the kernels give other numbers than the step itself")
-    return kernels, losses
+            with settings.patch(compile_threads=1, fallback_random=True), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # the compiler's own affairs
+                yield
+        finally:
+            del os.environ["TORCHINDUCTOR_CACHE_DIR"]
+            if before is not None:
+                os.environ["TORCHINDUCTOR_CACHE_DIR"] = before
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:
     return a.shape == b.shape and bool(((a == b) | (a.isnan() & b.isnan())).all())
 
 
-@contextmanager
-def _repeated(buffers: Sequence[Tensor]) -> Iterator[Callable[[], None]]:
-    """Give a function that puts back chance and buffers as they are now."""
-    kept = [buffer.clone() for buffer in buffers]
-    chance = torch.get_rng_state()
-
-    def again() -> None:
-        torch.set_rng_state(chance)
-        for buffer, value in zip(buffers, kept, strict=True):
-            buffer.copy_(value)
-
-    yield again
-
-
 class _Program:
     """The graph of a step, made shorter without a change of any number."""
 
-    def __init__(self, module: fx.GraphModule, fixed: Sequence[Tensor], places: Sequence[Tensor]) -> None:
-        self._module, self._graph = module, module.graph
-        self._places = places
-        self._constants: dict[fx.Node, Tensor] = {}
-        placeholders = self._graph.find_nodes(op="placeholder")
+    def __init__(self, traced: fx.GraphModule, fixed: Sequence[Tensor]) -> None:
+        self._module = copy.copy(traced)
+        self._graph = fx.Graph()
+        self._graph.output(self._graph.graph_copy(traced.graph, {}))
         self._mutated = _mutated(self._graph)
-        self._bound = dict(zip(placeholders, fixed, strict=False))
-        self._pass_through()
+        placeholders = self._graph.find_nodes(op="placeholder")
+        self._bound: Mapping[fx.Node, Tensor] = dict(zip(placeholders, fixed, strict=False))
+        self._device = fixed[0].device
+        self._kept = 0
+        self._leave_out()
         self._share()
         self._fold()
         self._graph.eliminate_dead_code()
-        self._land()
-        for node in self._graph.nodes:
-            if node.op == "call_function" and node.target in _DIRECT:
-                node.target = _DIRECT[node.target]
 
-    def compiled(self) -> Kernels:
-        """Return the program as a function of the inputs alone."""
-        for node in list(self._bound):
+    def land(self, places: Sequence[Tensor]) -> None:
+        """Write each gradient where it has to be, and return the losses alone."""
+        losses, gradients, output = self._results()
+        landed: list[fx.Node] = []
+        for place, gradient in zip(places, gradients, strict=True):
+            if gradient is None:
+                continue
+            source = gradient
+            if source.target in (_aten.view.default, _aten._unsafe_view.default) and len(source.users) == 1:
+                source = source.args[0]
+            with self._graph.inserting_before(source):
+                if source.target in (_aten.mm.default, _aten.sum.dim_IntList) and len(source.users) == 1:
+                    out = self._constant(place.view(source.meta["val"].shape))
+                    source.kwargs = {**source.kwargs, "out": out}
+                    source.target = _SHORTER[source.target]
+                    landed.append(gradient)
+                    continue
+            with self._graph.inserting_before(output):
+                self._graph.call_function(_aten.copy_.default, (self._constant(place), gradient))
+        output.args = (losses,)
+        for view in landed:
+            if not view.users and view.target is not torch.mm and view.target is not torch.sum:
+                self._graph.erase_node(view)
+
+    def return_all(self, places: Sequence[Tensor]) -> list[Tensor]:
+        """Return the losses and all gradients that there are; here, the places of these."""
+        losses, gradients, output = self._results()
+        output.args = ((losses, *(g for g in gradients if g is not None)),)
+        return [place for place, gradient in zip(places, gradients, strict=True) if gradient is not None]
+
+    def module(self) -> fx.GraphModule:
+        """Return the program as a module that takes the inputs alone."""
+        for node, value in self._bound.items():
             if node.users:
-                self._replace(node, self._bound[node])
+                self._replace(node, value)
             self._graph.erase_node(node)
-        self._graph.set_codegen(fx.graph.CodeGen())
         self._graph.lint()
-        self._module.recompile()
-        # Not by the module's `__call__`, which looks for hooks.
-        return self._module.forward
+        self._module.graph = self._graph
+        return self._module
+
+    def function(self) -> Callable[..., Any]:
+        """Return the program as a function of the inputs, with as little between its kernels as there can be."""
+        for node in self._graph.nodes:
+            node.target = _SHORTER.get(node.target, node.target)
+        # Not the module itself, which looks for hooks at each call.
+        return self.module().forward
+
+    def _results(self) -> tuple[fx.Node, list[Any], fx.Node]:
+        (output,) = self._graph.find_nodes(op="output")
+        losses, gradients = output.args[0]
+        return losses, list(gradients), output
+
+    def _constant(self, value: Tensor) -> fx.Node:
+        self._kept += 1
+        # No buffer, which the module would look for each time.
+        setattr(self._module, name := f"kept_{self._kept}", value.detach())
+        return self._graph.get_attr(name)
 
     def _replace(self, node: fx.Node, value: Tensor) -> None:
-        name = f"_fixed_{node.name}"
-        self._module.register_buffer(name, value, persistent=False)
         with self._graph.inserting_before(node):
-            node.replace_all_uses_with(self._graph.get_attr(name))
+            node.replace_all_uses_with(self._constant(value))
 
-    def _pass_through(self) -> None:
+    def _leave_out(self) -> None:
         """Leave out what gives back what it takes."""
         for node in list(self._graph.nodes):
-            if node.op != "call_function" or node in self._mutated:
+            if not self._pure(node) or not node.args or not isinstance(node.args[0], fx.Node):
                 continue
-            source = node.args[0] if node.args else None
-            if not isinstance(source, fx.Node) or source in self._mutated:
-                continue
-            same = node.target in _SAME or (node.target is aten.pow.Tensor_Scalar and node.args[1] == 1)
-            if node.target is aten.t.default and source.target is aten.t.default:
-                source, same = source.args[0], True  # type: ignore[assignment]
-            if same:
+            source = node.args[0]
+            if node.target is _aten.t.default and source.target is _aten.t.default:
+                node.replace_all_uses_with(source.args[0])
+            elif node.target in _NOTHING or (node.target is _aten.pow.Tensor_Scalar and node.args[1] == 1):
                 node.replace_all_uses_with(source)
-                self._graph.erase_node(node)
+        self._graph.eliminate_dead_code()
 
     def _share(self) -> None:
         """Compute once what is computed twice."""
         seen: dict[Any, fx.Node] = {}
         for node in list(self._graph.nodes):
-            if not self._pure(node):
-                continue
-            key = (node.target, str(node.args), str(node.kwargs))
-            if key in seen:
-                node.replace_all_uses_with(seen[key])
-                self._graph.erase_node(node)
-            else:
-                seen[key] = node
+            if self._pure(node):
+                first = seen.setdefault((node.target, str(node.args), str(node.kwargs)), node)
+                if first is not node:
+                    node.replace_all_uses_with(first)
+                    self._graph.erase_node(node)
 
     def _fold(self) -> None:
-        """Compute now what is the same in every step: what depends on shapes alone, and views of what stays in place."""
+        """Compute now what every step would: what depends on shapes alone, and views of what lies where it is."""
         values: dict[fx.Node, Tensor] = {}
         views = dict(self._bound)
         for node in list(self._graph.nodes):
+            sources = node.all_input_nodes
             if not self._pure(node):
                 continue
-            sources = node.all_input_nodes
             if node.target in _FILLED:
-                args = fx.map_arg(node.args, lambda n: _like(n.meta["val"]))
-                found = values
+                known, args = values, fx.map_arg(node.args, lambda n: self._like(n.meta["val"]))
             elif sources and all(source in values for source in sources):
-                args, found = fx.map_arg(node.args, values.__getitem__), values
+                known, args = values, fx.map_arg(node.args, values.__getitem__)
             elif sources and node.target in _VIEWS and all(source in views for source in sources):
-                args, found = fx.map_arg(node.args, views.__getitem__), views
+                known, args = views, fx.map_arg(node.args, views.__getitem__)
             else:
                 continue
-            value = node.target(*args, **node.kwargs)
+            with torch.no_grad():
+                value = node.target(*args, **node.kwargs)
             if isinstance(value, Tensor):
-                found[node] = value.detach()
+                known[node] = value
         for node, value in {**values, **views}.items():
             if node not in self._bound:
                 self._replace(node, value)
 
-    def _land(self) -> None:
-        """Let each gradient be written where it has to be."""
-        (output,) = self._graph.find_nodes(op="output")
-        losses, gradients = output.args[0]
-        taken: set[fx.Node] = set()
-        for place, gradient in zip(self._places, gradients, strict=True):
-            if gradient is None:
-                continue
-            source = gradient
-            if source.target in (aten.view.default, aten._unsafe_view.default) and len(source.users) == 1:
-                source = source.args[0]
-            if source.target in (aten.mm.default, aten.sum.dim_IntList) and len(source.users) == 1 and source not in taken:
-                taken.add(source)
-                value = place.view(source.meta["val"].shape)
-                self._module.register_buffer(name := f"_place_{source.name}", value, persistent=False)
-                with self._graph.inserting_before(source):
-                    source.kwargs = {**source.kwargs, "out": self._graph.get_attr(name)}
-                source.target = _DIRECT[source.target]
-                source.meta["landed"] = True
-            else:
-                self._module.register_buffer(name := f"_place_{gradient.name}_{len(taken)}", place, persistent=False)
-                taken.add(gradient)
-                with self._graph.inserting_before(output):
-                    self._graph.call_function(aten.copy_.default, (self._graph.get_attr(name), gradient))
-        output.args = (losses,)
+    def _like(self, value: Tensor) -> Tensor:
+        return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=self._device)
 
     def _pure(self, node: fx.Node) -> bool:
         """Say whether equal calls of a node give equal values wherever they stand."""
         if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
             return False
-        if node.target._schema.is_mutable or torch.Tag.nondeterministic_seeded in node.target.tags:
+        if node.target._schema.is_mutable or _is_random(node):
             return False
-        return node not in self._mutated and not any(n in self._mutated for n in node.all_input_nodes)
+        return not any(n in self._mutated for n in (node, *node.all_input_nodes))
 
 
-def _like(fake: Tensor) -> Tensor:
-    return torch.empty_strided(fake.shape, fake.stride(), dtype=fake.dtype, device=fake.device)
+def _is_random(node: fx.Node) -> bool:
+    return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
 
 
 def _mutated(graph: fx.Graph) -> set[fx.Node]:

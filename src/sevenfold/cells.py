@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sevenfold.layouts import Layout
-from sevenfold.models.base import Standardiser
+from sevenfold.models.base import Standardiser, squared_error
 
 Numbers = Literal["standard", "quantile"]
 """How numbers enter: "standard" centres them and divides all by one spread; "quantile" gives each column the normal
@@ -92,8 +92,8 @@ class Cells(nn.Module):
         self.inputs = self.outputs + len(flagged)
         widths = [field.width for field in layout.fields] or [1] * size
         self.width = len(widths)
-        owner = torch.arange(self.width).repeat_interleave(torch.tensor(widths))
-        self.register_buffer("owner", owner, persistent=False)  # (size,)
+        owner = [column for column, width in enumerate(widths) for _ in range(width)]
+        self.register_buffer("owner", torch.tensor(owner), persistent=False)  # (size,)
         columns = torch.tensor([float(len(numeric)), float(len(self.blocks))])
         self.register_buffer("columns", columns, persistent=False)
         self.register_buffer("entropy", torch.ones(len(self.blocks)))
@@ -130,6 +130,10 @@ class Cells(nn.Module):
         parts: list[Tensor] = [self.numbers.inverse(values), *(scores.softmax(dim=1) for scores in logits)]
         return torch.cat(parts, dim=1)[:, self.order]
 
+    def center(self, x: Tensor) -> Tensor:
+        """Return the sample that enters as nothing, (1, *shape): the mean one, or the median by quantiles."""
+        return self.leave(x.new_zeros(1, self.outputs))
+
     def squared_error(self, output: Tensor, x: Tensor, observed: Tensor | None) -> Tensor:
         """Return the mean squared error of the numbers as they enter: about 1 for who knows their mean only.
 
@@ -139,13 +143,10 @@ class Cells(nn.Module):
             observed: of the same shape; only these cells count.
         """
         wanted: Tensor = self.numbers(self._numeric(x)).flatten(1)
-        error = (output[:, : self.sizes[0]] - wanted).square()
-        if not error.shape[1]:
+        if not self.sizes[0]:
             return output.new_zeros(())
-        if observed is None:
-            return error.mean()
-        seen = self._numeric(observed).flatten(1)
-        return (error * seen).sum() / seen.sum().clamp(min=1)
+        seen = None if observed is None else self._numeric(observed).flatten(1)
+        return squared_error(output[:, : self.sizes[0]], wanted, seen)
 
     def cross_entropy(self, output: Tensor, x: Tensor) -> Tensor:
         """Return the cross-entropy of each row's categories, (n, columns) in nats; 0 for a gap, which is no category."""

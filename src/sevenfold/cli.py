@@ -111,6 +111,8 @@ def _parser() -> argparse.ArgumentParser:
     new.add_argument("--normal", metavar="LABEL", action="append", default=[], help=normal_help)
     new.add_argument("--id", metavar="COLUMN", dest="identifier", help="column that identifies a row")
     new.add_argument("--group", metavar="COLUMN", help="column whose values stay together in one split")
+    part_help = "column that says which split a row is in: train, validation or test"
+    new.add_argument("--part", metavar="COLUMN", help=part_help)
     new.add_argument(
         "--drop", metavar="COLUMN", action="append", default=[], help="a column that is no feature; may repeat"
     )
@@ -257,6 +259,7 @@ def _dataset_add(given: argparse.Namespace) -> int:
         normal=given.normal,
         identifier=given.identifier,
         group=given.group,
+        part=given.part,
         drop=given.drop,
         categorical=given.categorical,
         value_range=tuple(given.range) if given.range else None,

@@ -41,6 +41,7 @@ def add(
     normal: Sequence[str],
     identifier: str | None,
     group: str | None,
+    part: str | None,
     drop: Sequence[str],
     categorical: Sequence[str],
     value_range: tuple[float, float] | None,
@@ -53,7 +54,7 @@ def add(
 
     Args:
         path: a file or folder of any format that `formats.read` knows; it is copied to data/raw/ unless it lies there.
-        label, normal, identifier, group, drop, categorical, value_range: as `preparation.prepare` takes them.
+        label, normal, identifier, group, part, drop, categorical, value_range: as `preparation.prepare` takes them.
         separator, gaps: as `formats.read` takes them.
         labels: a second file with one label per row. Both become one npz file, so that neither changes without the
             other; the labels are its column `label`, which judges unless `label` says otherwise.
@@ -74,7 +75,7 @@ def add(
         rows, label = formats.read(path, **reading, labels=labels.resolve()), label or "label"
     else:
         rows = formats.read(path, **reading)
-    entry, notes = _entry(rows, label, normal, identifier, group, drop, categorical, value_range)
+    entry, notes = _entry(rows, label, normal, identifier, group, part, drop, categorical, value_range)
     entry |= reading
     prepared, repeated = _try(name, rows, entry)
     notes += repeated
@@ -149,13 +150,13 @@ def _relax(suite: dict[str, Any], rows: formats.Rows, name: str) -> list[str]:
 
 def draft_suite(name: str, rows: formats.Rows, entry: dict[str, Any], split: dict[str, Any]) -> dict[str, Any]:
     """Return a suite drafted from the training rows alone; `entry` and `split` are as in params.yaml."""
-    label, identifier, group = entry.get("label"), entry.get("id"), entry.get("group")
+    label, identifier, group, part = (entry.get(role) for role in ("label", "id", "group", "part"))
     drop, duplicates = entry.get("drop", []), entry.get("duplicates", "error")
     train = preparation.training_rows(
-        rows, label=label, identifier=identifier, group=group, drop=drop, duplicates=duplicates, **split
+        rows, label=label, identifier=identifier, group=group, part=part, drop=drop, duplicates=duplicates, **split
     )
     frame = stages.to_validate(train)
-    aside = {identifier, group, *drop}
+    aside = {identifier, group, part, *drop}
     if train.images is not None:
         # Beside the facts about each image nothing but the label matters.
         aside = {*frame.columns} - {*profiling.describe(train.images[:1], None).columns}
@@ -189,6 +190,7 @@ def _entry(
     normal: Sequence[str],
     identifier: str | None,
     group: str | None,
+    part: str | None,
     drop: Sequence[str],
     categorical: Sequence[str],
     value_range: tuple[float, float] | None,
@@ -196,7 +198,7 @@ def _entry(
     """Return the entry for params.yaml, with columns left out that no model can use, and a note for each."""
     dropped, notes = list(drop), []
     if rows.images is None:
-        for column in rows.frame.columns.difference([label, identifier, group, *drop, *categorical], sort=False):
+        for column in rows.frame.columns.difference([label, identifier, group, part, *drop, *categorical], sort=False):
             values = rows.frame[column]
             words = base.words_among_numbers(values) if base.kind_of(values) == "categorical" else {}
             beside = f"{base.counted(words)} among {len(values.dropna()) - sum(words.values())} numbers"
@@ -220,6 +222,7 @@ def _entry(
         "normal": list(normal),
         "id": identifier,
         "group": group,
+        "part": part,
         "drop": dropped,
         "categorical": list(categorical),
         "range": list(value_range) if value_range else None,
@@ -252,6 +255,7 @@ def _try(name: str, rows: formats.Rows, entry: dict[str, Any]) -> tuple[base.Dat
         normal=entry.get("normal"),
         identifier=entry.get("id"),
         group=entry.get("group"),
+        part=entry.get("part"),
         drop=entry.get("drop", []),
         categorical=entry.get("categorical", []),
         value_range=entry.get("range"),
@@ -287,7 +291,7 @@ def _contests(name: str, dataset: base.Dataset, has_normal: bool) -> dict[str, d
         applications["anomaly"] = {"false_positive_rate": 0.05, "neighbours": 5, "reasons": 3}
     for application in applications:
         candidates[f"{name}-{application}-pca"] = candidate("pca", application, {"code": code})
-        deep = {"code": code, "hidden": hidden, "activation": "silu", "tied": False}
+        deep = {"code": code, "hidden": hidden, "activation": "silu", "blocks": 0, "tied": False, "augment": []}
         deep |= {"numbers": "standard", "categories": "one-hot"}
         candidates[f"{name}-{application}-deep"] = candidate("deep", application, deep)
     return {"applications": {name: applications}, "candidates": candidates}

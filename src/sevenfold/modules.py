@@ -3,6 +3,7 @@
 import difflib
 import importlib
 import inspect
+import math
 import pkgutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -69,6 +70,9 @@ def option_problems(function: Callable[..., Any], options: Mapping[str, Any], *,
                 f"{of}: unknown option {name!r}{meant(name, known)}; there are: {', '.join(known) or 'none'}"
             )
             continue
+        if not _is_finite(value):
+            problems.append(f"{of}: option {name!r} is {value!r}: input should be finite")
+            continue
         try:
             # Strictly: the constructor gets the value as it stands, and "8" or true is no number.
             pydantic.TypeAdapter(keywords[name].annotation).validate_python(value, strict=True)
@@ -79,3 +83,12 @@ def option_problems(function: Callable[..., Any], options: Mapping[str, Any], *,
     if missing:
         problems.append(f"{of}: option{'s' * (len(missing) > 1)} missing: {', '.join(missing)}")
     return problems
+
+
+def _is_finite(value: Any) -> bool:
+    """Say whether a value holds neither infinity nor NaN, at any depth: neither is a setting, and JSON has none."""
+    if isinstance(value, Mapping):
+        return all(map(_is_finite, value.values()))
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_finite, value))
+    return not isinstance(value, float) or math.isfinite(value)

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 Activation = Literal["relu", "silu", "gelu", "tanh", "linear"]
 
-_ACTIVATIONS: dict[str, type[nn.Module]] = {
+ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
     "silu": nn.SiLU,
     "gelu": nn.GELU,
@@ -20,36 +20,45 @@ _ACTIVATIONS: dict[str, type[nn.Module]] = {
 }
 
 
-def dense(sizes: Sequence[int], activation: Activation, *, bias: bool = True) -> nn.Sequential:
+def dense(sizes: Sequence[int], activation: Activation, *, bias: bool = True, blocks: int = 0) -> nn.Sequential:
     """Return fully connected layers of these widths, (n, sizes[0]) -> (n, sizes[-1]), the last one linear.
 
+    Args:
+        blocks: residual blocks at each width between the first and the last.
+
     Raises:
-        ValueError: a width is below 1.
+        ValueError: a width is below 1, or the number of blocks below 0.
     """
     if min(sizes) < 1:
         raise ValueError(f"hidden is {list(sizes[1:-1])}; expected widths of 1 or more; mend or remove the others")
-    layers: list[nn.Module] = []
-    for width, following in itertools.pairwise(sizes):
-        layers += [nn.Linear(width, following, bias=bias), _ACTIVATIONS[activation]()]
-    return nn.Sequential(*layers[:-1])
+    if blocks < 0:
+        raise ValueError(f"blocks is {blocks}; expected 0 or more; give 0 for plain layers")
+    layers: list[nn.Module] = [nn.Linear(sizes[0], sizes[1], bias=bias)]
+    for width, following in itertools.pairwise(sizes[1:]):
+        layers += [_Residual(width, activation, bias) for _ in range(blocks)]
+        layers += [ACTIVATIONS[activation](), nn.Linear(width, following, bias=bias)]
+    return nn.Sequential(*layers)
 
 
-def decoder(encoder: nn.Sequential, outputs: int, *, tied: bool, bias: bool = True) -> nn.Module:
-    """Return the mirror image of a `dense` encoder, (n, code) -> (n, outputs); tied, it has the transposed weights."""
-    if tied:
-        return _Transposed(encoder, outputs, bias)
-    mirrored: list[nn.Module] = []
-    for layer in reversed(encoder):
-        if isinstance(layer, nn.Linear):
-            width = outputs if layer is encoder[0] else layer.in_features
-            mirrored.append(nn.Linear(layer.out_features, width, bias=bias))
-        else:
-            mirrored.append(type(layer)())
-    return nn.Sequential(*mirrored)
+class _Residual(nn.Module):
+    """Adds to its input what two layers make of it (He et al., 2016, with the activation first); at the start nothing."""
+
+    def __init__(self, width: int, activation: Activation, bias: bool) -> None:
+        super().__init__()
+        last = nn.Linear(width, width, bias=bias)
+        # Deep stacks of these begin as a shallow network, and learn at the rate of one.
+        nn.init.zeros_(last.weight)
+        self.change = nn.Sequential(
+            ACTIVATIONS[activation](), nn.Linear(width, width, bias=bias), ACTIVATIONS[activation](), last
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        changed: Tensor = x + self.change(x)
+        return changed
 
 
-class _Transposed(nn.Module):
-    """The layers of an encoder the other way round: its weights transposed, biases of their own."""
+class Transposed(nn.Module):
+    """The layers of a `dense` encoder without blocks the other way round: its weights transposed, biases of their own."""
 
     def __init__(self, encoder: nn.Sequential, outputs: int, bias: bool) -> None:
         super().__init__()
@@ -74,18 +83,24 @@ class _Transposed(nn.Module):
 
 
 def convolutional(
-    shape: tuple[int, ...], channels: Sequence[int], code: int, activation: Activation
+    shape: tuple[int, ...],
+    channels: Sequence[int],
+    hidden: Sequence[int],
+    code: int,
+    activation: Activation,
+    *,
+    blocks: int,
 ) -> tuple[nn.Sequential, nn.Sequential]:
     """Return an encoder (n, *shape) -> (n, code) and, mirrored, a decoder (n, code) -> (n, *shape) for images.
 
-    Each entry of `channels` is a convolution that halves both edges; a fully connected layer stands at the code. Images
+    Each entry of `channels` is a convolution that halves both edges; `dense` layers with `blocks` stand at the code. Images
     of any size: the encoder repeats their border up to the next multiple of all halvings, the decoder crops it again.
 
     Args:
         shape: of one image, (channels, height, width).
 
     Raises:
-        ValueError: there is no halving, or a number of channels is below 1.
+        ValueError: there is no halving, a number of channels or a width is below 1, or the number of blocks below 0.
     """
     if min(channels, default=0) < 1:
         raise ValueError(
@@ -100,9 +115,10 @@ def convolutional(
     encoder: list[nn.Module] = [nn.ReplicationPad2d(border)]
     decoder: list[nn.Module] = [nn.ZeroPad2d(tuple(-size for size in border))]  # a negative padding crops
     for finer, coarser in itertools.pairwise([shape[0], *channels]):
-        encoder += [nn.Conv2d(finer, coarser, 4, stride=2, padding=1), _ACTIVATIONS[activation]()]
-        decoder += [nn.ConvTranspose2d(coarser, finer, 4, stride=2, padding=1), _ACTIVATIONS[activation]()]
+        encoder += [nn.Conv2d(finer, coarser, 4, stride=2, padding=1), ACTIVATIONS[activation]()]
+        decoder += [nn.ConvTranspose2d(coarser, finer, 4, stride=2, padding=1), ACTIVATIONS[activation]()]
     grid = (channels[-1], height, width)
-    encoder += [nn.Flatten(), nn.Linear(math.prod(grid), code)]
-    decoder += [nn.Unflatten(1, grid), nn.Linear(code, math.prod(grid))]
+    size = math.prod(grid)
+    encoder += [nn.Flatten(), dense([size, *hidden, code], activation, blocks=blocks)]
+    decoder += [nn.Unflatten(1, grid), dense([code, *reversed(hidden), size], activation, blocks=blocks)]
     return nn.Sequential(*encoder), nn.Sequential(*reversed(decoder))

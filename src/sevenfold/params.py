@@ -56,6 +56,7 @@ class DatasetParams(_Frozen):
     normal: tuple[str, ...] | None = None
     id: str | None = None
     group: str | None = None
+    part: str | None = None
     drop: tuple[str, ...] = ()
     categorical: tuple[str, ...] = ()
     range: tuple[Number, Number] | None = None
@@ -98,13 +99,15 @@ class Training(_Frozen):
     weight_decay: Number = Field(ge=0)
     gradient_clip: Number = Field(gt=0)
     threads: Whole = Field(ge=1)
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    compile: Literal["auto"] | Truth = "auto"
 
 
 class Candidate(_Frozen):
-    """One model to train: a variant with its options, on one data set, for these applications."""
+    """One model to train: a variant with its options, on one data set, for these applications; with none it has no rival."""
 
     dataset: str
-    applications: tuple[str, ...] = Field(min_length=1)
+    applications: tuple[str, ...]
     variant: str
     options: Mapping[str, Any]
     training: Mapping[str, Any] = {}

@@ -29,6 +29,7 @@ def prepare(
     validation: float,
     test: float,
     seed: int,
+    part: str | None = None,
 ) -> Dataset:
     """Split raw rows and turn them into tensors.
 
@@ -43,15 +44,16 @@ def prepare(
         duplicates: "error" refuses rows that are in two splits, "drop" keeps the first of equal rows.
         validation, test: share of the rows, 0 to 1.
         seed: of the split.
+        part: column that says which split each row is in; one that no row names is drawn.
 
     Raises:
         DataError: one message with every problem found.
     """
-    problems = _column_problems(rows.frame, label, normal, identifier, group, drop, categorical)
+    problems = _column_problems(rows.frame, label, normal, identifier, group, part, drop, categorical)
     if problems:
         raise DataError(name, problems)
     notes = []
-    features = _features(rows, (label, identifier, group, *drop))
+    features = _features(rows, (label, identifier, group, part, *drop))
     if duplicates == "drop":
         kept = _first_of_equals(features)
         if len(kept) < len(rows):
@@ -59,11 +61,11 @@ def prepare(
         rows, features = rows.take(kept), features.take(kept)
 
     y = None if label is None else base.as_text(rows.frame[label]).to_numpy(dtype=object)
-    places = _places(rows, label, group, validation=validation, test=test, seed=seed)
+    places = _places(rows, label, group, part, validation=validation, test=test, seed=seed)
     more = "rows" if group is None else f"groups in {group!r}"
     problems = [
-        f"the {part} split is empty; expected at least one row; give it a larger share, or bring more {more}"
-        for part, place in places.items()
+        f"the {name} split is empty; expected at least one row; give it a larger share, or bring more {more}"
+        for name, place in places.items()
         if not len(place)
     ]
     if problems:
@@ -82,9 +84,9 @@ def prepare(
     is_normal = None if normal is None or y is None else np.isin(y.astype(str), list(normal))
     prints = pd.util.hash_array(_fingerprints(features))
     splits = {}
-    for part, place in places.items():
+    for split_name, place in places.items():
         x, observed = schema.transform(features.take(place))
-        splits[part] = Split(
+        splits[split_name] = Split(
             x,
             observed,
             None if y is None else y[place],
@@ -132,19 +134,39 @@ def training_rows(
     validation: float,
     test: float,
     seed: int,
+    part: str | None = None,
 ) -> formats.Rows:
     """Return the raw rows that `prepare` trains on, which is all that a profile of the data may look at."""
     if duplicates == "drop":
-        rows = rows.take(_first_of_equals(_features(rows, (label, identifier, group, *drop))))
-    return rows.take(_places(rows, label, group, validation=validation, test=test, seed=seed)["train"])
+        rows = rows.take(_first_of_equals(_features(rows, (label, identifier, group, part, *drop))))
+    return rows.take(_places(rows, label, group, part, validation=validation, test=test, seed=seed)["train"])
 
 
 def _places(
-    rows: formats.Rows, label: str | None, group: str | None, *, validation: float, test: float, seed: int
+    rows: formats.Rows,
+    label: str | None,
+    group: str | None,
+    part: str | None,
+    *,
+    validation: float,
+    test: float,
+    seed: int,
 ) -> dict[str, np.ndarray]:
     y = None if label is None else base.as_text(rows.frame[label]).to_numpy(dtype=object)
     groups = None if group is None else base.as_text(rows.frame[group]).to_numpy(dtype=object)
-    return split(len(rows), y, groups, validation=validation, test=test, seed=seed)
+    if part is None:
+        return split(len(rows), y, groups, validation=validation, test=test, seed=seed)
+    given = base.as_text(rows.frame[part]).to_numpy(dtype=object)
+    places = {name: np.flatnonzero(given == name) for name in base.SPLITS}
+    open_, shares = places["train"], {"validation": validation, "test": test}
+    drawn = split(
+        len(open_),
+        None if y is None else y[open_],
+        None if groups is None else groups[open_],
+        seed=seed,
+        **{name: 0.0 if len(places[name]) else share for name, share in shares.items()},
+    )
+    return {name: open_[drawn[name]] if len(drawn[name]) or name == "train" else places[name] for name in base.SPLITS}
 
 
 def split(
@@ -226,11 +248,13 @@ def _column_problems(
     normal: Sequence[str] | None,
     identifier: str | None,
     group: str | None,
+    part: str | None,
     drop: Sequence[str],
     categorical: Sequence[str],
 ) -> list[str]:
     found = []
-    roles = {"label": [label], "id": [identifier], "group": [group], "drop": drop, "categorical": categorical}
+    roles = {"label": [label], "id": [identifier], "group": [group], "part": [part]}
+    roles |= {"drop": [*drop], "categorical": [*categorical]}
     known = [str(c) for c in frame.columns]
     for role, names in roles.items():
         for name in names:
@@ -242,6 +266,8 @@ def _column_problems(
         found.append(
             f"group {group!r} has {gaps.sum()} gaps (first: row {gaps.idxmax()}); expected a group in each row; fill them"
         )
+    if part in frame.columns:
+        found += _part_problems(frame[part], frame[group] if group in frame.columns else None)
     if label in frame.columns:
         y = base.as_text(frame[label])
         if y.isna().any():
@@ -269,5 +295,26 @@ def _column_problems(
         if again.any():
             found.append(
                 f"id {identifier!r} repeats in {again.sum()} rows (first: row {again.idxmax()}); expected one per row"
+            )
+    return found
+
+
+def _part_problems(part: pd.Series, groups: pd.Series | None) -> list[str]:
+    """Return what keeps a column from saying which split each row is in."""
+    found = []
+    given = base.as_text(part)
+    strange = given[~given.isin(base.SPLITS)]
+    if len(strange):
+        names = formats.shown(sorted(strange.fillna("(a gap)").unique()))
+        found.append(
+            f"part {part.name!r} has {len(strange)} rows that say {names} (first: row {strange.index[0]}); expected "
+            f"{', '.join(base.SPLITS)}; mend them"
+        )
+    if groups is not None:
+        spread = given.groupby(base.as_text(groups)).nunique()
+        if (spread > 1).any():
+            found.append(
+                f"{(spread > 1).sum()} groups of {groups.name!r} are in more than one part (first: {spread.idxmax()!r}); "
+                "expected each in one; mend the column, or leave `group` out"
             )
     return found

@@ -23,6 +23,9 @@ tr.chosen td { font-weight: 600; background: var(--soft); }
 figure { margin: 1rem 0; } figure svg { max-width: 100%; height: auto; background: #fff; border-radius: 6px; }
 """
 
+NEAREST = 1e-4
+"""Of the first epoch's distance to the best: what is nearer is drawn as this near, on a logarithmic axis."""
+
 
 def page(
     contests: Sequence[Contest], verdicts: Mapping[str, Mapping[str, Any]], curves: Mapping[str, pd.DataFrame]
@@ -119,8 +122,19 @@ def _contest(contest: Contest, curves: Mapping[str, pd.DataFrame]) -> str:
     return f"<h2>{html.escape(heading)}</h2><p>{verdict}.</p>{_table(head, rows)}{_curves(contest, curves)}"
 
 
+def above_best(losses: pd.Series) -> pd.Series:
+    """Return how far each epoch's loss is above the best, as a share of what the first one was; at least `NEAREST`."""
+    above: pd.Series = losses - losses.min()
+    share: pd.Series = above / max(above.iloc[0], 1e-12)
+    return share.clip(lower=NEAREST)
+
+
 def _curves(contest: Contest, curves: Mapping[str, pd.DataFrame]) -> str:
-    """Draw validation loss by epoch, for those candidates that have more than one."""
+    """Draw how far each candidate's validation loss is from its best, for those that have more than one epoch.
+
+    Losses of different variants are different things, squared errors or bounds on a likelihood, and comparing their
+    values would mislead; how each of them falls and whether it rises again can be seen side by side.
+    """
     curves = {name: curve for name, curve in curves.items() if len(curve) > 1}
     if not curves:
         return ""
@@ -132,14 +146,13 @@ def _curves(contest: Contest, curves: Mapping[str, pd.DataFrame]) -> str:
         figure = Figure(figsize=(7, 2.6), layout="constrained")
         axes = figure.subplots()
         for name, curve in curves.items():
-            axes.plot(curve["epoch"], curve["validation_loss"], label=name, linewidth=1.2)
-        positive = all((curve["validation_loss"] > 0).all() for curve in curves.values())
-        axes.set(xlabel="epoch", ylabel="validation loss", yscale="log" if positive else "linear")
+            axes.plot(curve["epoch"], above_best(curve["validation_loss"]), label=name, linewidth=1.2)
+        axes.set(xlabel="epoch", ylabel="validation loss above its best", yscale="log", ylim=(NEAREST / 2, None))
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False)
         out = io.StringIO()
         figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
     svg = out.getvalue()
-    label = html.escape(f"Validation loss by epoch of {', '.join(curves)}", quote=True)
+    label = html.escape(f"Validation loss above its best by epoch of {', '.join(curves)}", quote=True)
     svg = svg[svg.index("<svg") :].replace("<svg", f"<svg role='img' aria-label='{label}'", 1)
     return f"<figure>{svg}</figure>"

@@ -10,7 +10,18 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from sevenfold import bundles, checkpoints, evaluation, files, formats, modules, params, preparation, training
+from sevenfold import (
+    bundles,
+    checkpoints,
+    evaluation,
+    files,
+    formats,
+    modules,
+    params,
+    preparation,
+    processes,
+    training,
+)
 from sevenfold.applications.base import Application
 from sevenfold.datasets.base import Dataset
 from sevenfold.models.base import ModelSpec
@@ -95,6 +106,7 @@ def in_splits(workspace: Workspace, settings: Params, dataset: str, *, seed: int
         normal=entry.normal,
         identifier=entry.id,
         group=entry.group,
+        part=entry.part,
         drop=entry.drop,
         categorical=entry.categorical,
         value_range=entry.range,
@@ -149,16 +161,27 @@ def train(workspace: Workspace, candidate: str) -> None:
     if problems := spec.problems():
         raise ValueError("; ".join(problems))
     show = _Progress(candidate, settings.settings(candidate).epochs)
-    model, history = training.fit(
-        spec,
-        learn,
-        held_out,
-        training.Settings(**settings.settings(candidate).model_dump()),
-        seed=settings.seed,
-        device=_device(),
-        on_epoch=show,
-        checkpoint=_checkpoint(workspace, candidate, spec, settings),
-    )
+    with processes.joined() as (rank, device):
+        try:
+            model, history = training.fit(
+                spec,
+                learn,
+                held_out,
+                training.Settings(**settings.settings(candidate).model_dump()),
+                seed=settings.seed,
+                device=device,
+                on_epoch=show,
+                checkpoint=_checkpoint(workspace, candidate, spec, settings),
+                cache=workspace.kernels,
+            )
+        except training.DivergenceError as error:
+            if error.model is not None and rank == 0:
+                bundles.save_model(workspace.diverged(candidate), spec, error.model)
+                kept = workspace.diverged(candidate).relative_to(workspace.root)
+                raise training.DivergenceError(f"{error}; the weights of the best epoch before are in {kept}") from None
+            raise
+    if rank:
+        return  # the first process writes for all
     show.close()
     for note in history.notes:
         print(f"{candidate}: {note}")
@@ -170,6 +193,22 @@ def train(workspace: Workspace, candidate: str) -> None:
     how = f"{count} epoch{'s' * (count > 1)}, the best of them {best.number}" if learns else "in closed form"
     print(f"{candidate}: {how}, validation loss {best.loss:.6g}")
 
+
+_ENGINE = (
+    "arithmetic",
+    "augmentation",
+    "captures",
+    "cells",
+    "entropy",
+    "layouts",
+    "loader",
+    "networks",
+    "optimizer",
+    "processes",
+    "steps",
+    "training",
+)
+"""Modules that weights depend on, beside the variants."""
 
 SAVE_EVERY = 30.0
 """Seconds of training that a killed one loses at most."""
@@ -183,18 +222,12 @@ def _checkpoint(workspace: Workspace, candidate: str, spec: ModelSpec, settings:
         files.dumps(spec.to_json()),
         files.dumps(settings.settings(candidate).model_dump()),
         f"{settings.seed} {entry.rows} {files.digest(workspace.prepared(entry.dataset))}",
-        *(files.digest(code / name) for name in ("models", "cells.py", "layouts.py", "networks.py", "training.py")),
+        *(files.digest(code / name) for name in ("models", *(f"{module}.py" for module in _ENGINE))),
         f"torch {metadata.version('torch')}",
     ]
     workspace.private.mkdir(exist_ok=True, mode=0o700)
     identity = hashlib.sha256("\0".join(parts).encode()).hexdigest()
     return checkpoints.Checkpoint(workspace.checkpoint(candidate), identity, SAVE_EVERY)
-
-
-def _device() -> str:
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 class _Progress:
@@ -249,8 +282,15 @@ def evaluate(workspace: Workspace, candidate: str) -> None:
         "rows": entry.rows,
     }
     with files.whole(workspace.evaluation(candidate)) as draft:
+        files.write_json(draft / "applications.json", list(entry.applications))
+        if not entry.applications:
+            print(f"{candidate}: is judged in no application")
         for name in entry.applications:
-            calibrated, judgement = evaluation.judge(application(settings, entry.dataset, name), model, dataset)
+            contest = application(settings, entry.dataset, name)
+            known = {"images": len(model.shape) == 3, "labelled": dataset.train.y is not None}
+            if reason := contest.unsuited(code=model.code, normal=dataset.train.normal is not None, **known):
+                raise ValueError(f"candidates.{candidate}: {name} on {entry.dataset}: {reason}")
+            calibrated, judgement = evaluation.judge(contest, model, dataset)
             folder = draft / name
             folder.mkdir(parents=True)
             bundles.save(folder / "bundle", bundles.Bundle(spec, model, dataset.schema, name, calibrated, origin))
@@ -403,7 +443,7 @@ def _suitability(workspace: Workspace, settings: Params) -> list[str]:
             contest = application(settings, candidate.dataset, wanted)
             if name in contest.rivals():
                 found.append(f"candidates.{name}: {wanted} has a rival of this name; choose another name")
-            code = int(candidate.options.get("code", 0))
+            code = candidate.options.get("code")  # where there is none it follows from other options, and the data
             images = _holds_images(workspace.root / dataset.path)
             reason = contest.unsuited(
                 code=code, images=images, labelled=dataset.label is not None, normal=dataset.normal is not None

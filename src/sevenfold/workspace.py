@@ -73,6 +73,15 @@ class Workspace:
         return self.root / ".sevenfold"
 
     @property
+    def kernels(self) -> Path:
+        """What a compiler made for a training, so that the next one finds it."""
+        return self.private / "kernels"
+
+    def diverged(self, candidate: str) -> Path:
+        """The last good weights of a training that failed, for whoever looks into it."""
+        return self.private / "diverged" / candidate
+
+    @property
     def logs(self) -> Path:
         return self.private / "logs"
 

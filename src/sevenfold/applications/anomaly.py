@@ -66,7 +66,7 @@ class Anomaly(Application):
         self.neighbours = neighbours
         self.reasons = reasons
 
-    def unsuited(self, *, code: int, images: bool | None, labelled: bool, normal: bool) -> str | None:
+    def unsuited(self, *, code: int | None, images: bool | None, labelled: bool, normal: bool) -> str | None:
         if not normal:
             return "needs to know which rows are normal to judge by; name their labels in the data set's `normal`"
         return None

@@ -68,11 +68,11 @@ class Application(ABC):
         return calibrated
 
     @abstractmethod
-    def unsuited(self, *, code: int, images: bool | None, labelled: bool, normal: bool) -> str | None:
+    def unsuited(self, *, code: int | None, images: bool | None, labelled: bool, normal: bool) -> str | None:
         """Return why the application cannot judge such a candidate on such data, and what would suit; else None.
 
         Args:
-            code: number of values in the candidate's code.
+            code: number of values in the candidate's code; None where that is not known before the data are read.
             images: whether the samples are images; None where that is not known before the data are read.
             labelled: whether the data set has a label.
             normal: whether it names a normal class.

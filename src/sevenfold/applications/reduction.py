@@ -45,8 +45,8 @@ class Reduction(Application):
         self.code = code
         self.neighbours = neighbours
 
-    def unsuited(self, *, code: int, images: bool | None, labelled: bool, normal: bool) -> str | None:
-        if code != self.code:
+    def unsuited(self, *, code: int | None, images: bool | None, labelled: bool, normal: bool) -> str | None:
+        if code not in (None, self.code):
             return f"has a code of {code}, and is compared at a code of {self.code}; give both the same `code`"
         return None
 

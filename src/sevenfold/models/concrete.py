@@ -65,6 +65,7 @@ class ConcreteAutoencoder(Autoencoder):
         for name, weight in [("overlap", overlap), ("indecision", indecision)]:
             if not 0 <= weight < math.inf:
                 raise ValueError(f"{name} is {weight}; expected a weight of 0 or more; give 0 for no penalty")
+        self.settled = 0.9  # by then mixtures are choices, and what is selected changes no more
         self.first_temperature = first_temperature
         self.last_temperature = last_temperature
         self.overlap = overlap

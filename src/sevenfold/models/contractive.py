@@ -54,7 +54,7 @@ class ContractiveAutoencoder(Autoencoder):
         self.probes = probes
         self.cells = cells.Cells(layout, numbers=numbers, categories=categories)
         self.encoder = networks.dense([self.cells.inputs, *hidden, code], activation)
-        self.decoder = networks.decoder(self.encoder, self.cells.outputs, tied=True)
+        self.decoder = networks.Transposed(self.encoder, self.cells.outputs, bias=True)
 
     def prepare(self, x: Tensor, observed: Tensor | None) -> None:
         self.cells.learn(x, observed)

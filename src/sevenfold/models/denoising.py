@@ -67,7 +67,7 @@ class DenoisingAutoencoder(Autoencoder):
         self.level = level
         self.cells = cells.Cells(layout, numbers=numbers, categories=categories)
         self.encoder = networks.dense([self.cells.inputs, *hidden, code], activation)
-        self.decoder = networks.decoder(self.encoder, self.cells.outputs, tied=False)
+        self.decoder = networks.dense([code, *reversed(hidden), self.cells.outputs], activation)
         is_number = torch.zeros(self.size, dtype=torch.bool)
         is_number[self.cells.numeric] = True
         self.register_buffer("is_number", is_number, persistent=False)

@@ -60,7 +60,7 @@ class MaskedAutoencoder(Autoencoder):
         self.visible = visible
         self.cells = cells.Cells(layout, numbers=numbers, categories=categories, flag_all=True)
         self.encoder = networks.dense([self.cells.inputs, *hidden, code], activation)
-        self.decoder = networks.decoder(self.encoder, self.cells.outputs, tied=False)
+        self.decoder = networks.dense([code, *reversed(hidden), self.cells.outputs], activation)
 
     def prepare(self, x: Tensor, observed: Tensor | None) -> None:
         self.cells.learn(x, observed)

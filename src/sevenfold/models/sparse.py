@@ -59,6 +59,7 @@ class SparseAutoencoder(Autoencoder):
         super().__init__(layout, code, overcomplete=True)
         _require_options(sparsity, target, weight)
         self.sparsity = sparsity
+        self.settled = 0.1 if sparsity == "top-k" else 0.0  # while more than k values stay, the loss is none of k
         self.target = target or 0.0
         self.weight = weight or 0.0
         self.k = max(1, round(self.target * code))

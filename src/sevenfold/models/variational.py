@@ -61,7 +61,7 @@ class VariationalAutoencoder(Autoencoder):
             raise ValueError(f"warmup is {warmup}; expected 0 to 1, a share of the training; give 0 for none")
         if not 0 <= free_bits < math.inf:
             raise ValueError(f"free_bits is {free_bits}; expected 0 or more bits per code value; give 0 for none")
-        self.warmup = warmup
+        self.warmup = self.settled = warmup
         self.free_bits = free_bits
         self.cells = cells.Cells(layout, numbers=numbers, categories=categories)
         self.encoder = networks.dense([self.cells.inputs, *hidden, 2 * code], activation)
