@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import skimage.io
+import skimage.util
 
 from sevenfold import enrolment, files, formats, params
 from sevenfold.workspace import Workspace
@@ -44,8 +45,7 @@ def photographs(folder: Path) -> formats.Rows:
     """Cut the grey photographs of a folder into patches, side by side."""
     patches, names = [], []
     for path in sorted(p for p in folder.rglob("*") if p.suffix.lower() in (".png", ".jpg", ".jpeg")):
-        image = skimage.io.imread(path, as_gray=True)
-        image = image if image.dtype == np.uint8 else np.rint(255 * image).astype(np.uint8)
+        image = skimage.util.img_as_ubyte(skimage.io.imread(path, as_gray=True))
         for top in range(0, image.shape[0] - PATCH + 1, PATCH):
             for left in range(0, image.shape[1] - PATCH + 1, PATCH):
                 patches.append(image[top : top + PATCH, left : left + PATCH])
@@ -94,8 +94,13 @@ def main() -> int:
     parser.add_argument("--workspace", type=Path, help="where the study is; by default .sevenfold/studies/NAME")
     parser.add_argument("--only", nargs="+", default=[], metavar="CANDIDATE", help="just these candidates")
     given = parser.parse_args()
-    place = Workspace(given.workspace or ROOT / ".sevenfold" / "studies" / given.name)
-    if not place.root.exists():
+    if not given.folder.is_dir():
+        parser.error(f"{given.folder} is no folder; name the one that holds the data")
+    place = Workspace((given.workspace or ROOT / ".sevenfold" / "studies" / given.name).resolve())
+    if place.root.exists():
+        if (ROOT / "params" / f"{given.name}.yaml").read_bytes() != place.params.read_bytes():
+            print(f"{place.root} has settings of its own, which count; remove it to begin anew", file=sys.stderr)
+    else:
         with files.whole(place.root) as draft:
             make(Workspace(draft), given.name, given.folder)
     return run(place, given.only)

@@ -203,3 +203,33 @@ def test_a_share_of_a_batch_has_its_share_of_losses_and_gradient(captured, monke
     assert optimizer.gradients[0][0] == 0.75
     assert taken.take(torch.ones(0, 2), None, 1, 0.0).tolist() == [0.0, 0.0]
     assert optimizer.gradients[0][0] == 0.0
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda out, x: out[:, :2].add_(x[:, :2]),
+        lambda out, x: out.view(-1).add_(x.reshape(-1)),
+        lambda out, x: out.T.add_(x.T),
+        lambda out, x: out[:, 0].add_(x[:, 0]),
+    ],
+    ids=["slice", "view", "transpose", "select"],
+)
+@pytest.mark.parametrize("made", [torch.zeros_like, lambda x: torch.zeros(len(x), 3)], ids=["like", "new"])
+def test_what_is_written_through_a_view_is_made_anew_in_each_step(made, write):
+    weight = torch.ones(3, requires_grad=True)
+
+    def step(weight, x):
+        with torch.no_grad():
+            out = made(x)
+            write(out, x)
+        loss = (out * weight).square().mean()
+        return loss.detach()[None], list(torch.autograd.grad(loss, [weight]))
+
+    x, place = torch.rand(5, 3), torch.zeros(3)
+    capture = captures.Capture(step, [weight], [], [place], (x,))
+    for _ in range(4):
+        x = torch.rand(5, 3)
+        expected, (gradient,) = step(weight, x)
+        assert torch.equal(capture(x), expected)
+        assert torch.equal(place, gradient)

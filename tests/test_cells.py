@@ -202,6 +202,28 @@ def test_quantiles_look_at_observed_cells_only():
     assert torch.isfinite(quantiles(x, torch.zeros(500, 1, dtype=torch.bool))(x)).all()
 
 
+def test_a_value_that_never_varied_in_training_keeps_new_ones_in_proportion():
+    layer = quantiles(torch.full((300, 1), 100.0))
+    assert float(layer(torch.tensor([[101.0]])) - layer(torch.tensor([[100.0]]))) == pytest.approx(1)
+
+
+def test_no_rows_are_no_trouble(cells):
+    x, seen = rows()
+    assert cells.enter(x[:0], seen[:0]).shape == (0, cells.inputs)
+    assert cells.leave(torch.zeros(0, cells.outputs)).shape == (0, 9)
+
+
+def test_a_table_of_categories_alone_is_learned_too(numbers, categories):
+    built = Cells(Layout((5,), (Field(3, True), Field(2, False))), numbers=numbers, categories=categories)
+    x, seen = rows()
+    built.learn(x[:, [1, 2, 3, 6, 7]], seen[:, [1, 2, 3, 6, 7]])
+    output = torch.randn(400, built.outputs)
+    losses = built.losses(output, x[:, [1, 2, 3, 6, 7]], None)
+    assert losses["reconstruction"] == 0
+    assert torch.isfinite(losses["categories"])
+    assert all(torch.isfinite(value).all() for value in built.state_dict().values())
+
+
 def mixed_table(count, seed):
     """A factor that a skewed number, a category and another number all follow."""
     generator = np.random.default_rng(seed)

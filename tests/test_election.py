@@ -14,9 +14,10 @@ from sevenfold.workspace import Workspace
 from tests import tiny
 
 NAME = "table-reduction"
+PLAIN = "blocks: 0, tied: false, augment: [], numbers: standard, categories: one-hot"
 CANDIDATES = {
     "good": "variant: pca, options: {code: 2}",
-    "weak": "variant: deep, options: {code: 2, hidden: [4], activation: silu}",
+    "weak": f"variant: deep, options: {{code: 2, hidden: [4], activation: silu, {PLAIN}}}",
 }
 
 

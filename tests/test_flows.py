@@ -19,6 +19,9 @@ from conftest import make_project
 from flows import devices
 from sevenfold import bundles, registry
 
+NOISE = "level: 0.3, numbers: standard, categories: one-hot}"
+"""How the options of the small project's denoising candidate end."""
+
 WITH_SERVER = """
 import os, subprocess, sys
 from flows import server
@@ -196,7 +199,7 @@ def test_after_dvc_repro_the_flow_finds_nothing_to_train(reproduced, tmp_path):
 
 
 def test_one_failing_variant_is_named_and_stops_nobody(project):
-    project.edit("params.yaml", "level: 0.3}", "level: 0.3}\n    training: {learning_rate: 1.0e+30}")
+    project.edit("params.yaml", NOISE, f"{NOISE}\n    training: {{learning_rate: 1.0e+30}}")
     project.edit("params.yaml", "hidden: [128]", "hidden: [129]")
     done = run(project)
     assert done.returncode == 1
@@ -243,7 +246,7 @@ def test_data_that_fail_validation_stop_that_data_set_only(project):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_stops_the_trainers_and_the_next_run_goes_on(project, number):
-    project.edit("params.yaml", "level: 0.3}", "level: 0.3}\n    training: {epochs: 1000000, patience: 1000000}")
+    project.edit("params.yaml", NOISE, f"{NOISE}\n    training: {{epochs: 1000000, patience: 1000000}}")
     lines = []
     with subprocess.Popen(
         ["sevenfold", "run"],

@@ -67,6 +67,7 @@ def test_cells_that_were_observed_come_back_unchanged():
     with torch.inference_mode():
         filled = model.impute(x * seen, seen)
     assert torch.equal(filled[seen], x[seen])
+    assert torch.equal(model.impute(x, None), x)  # nothing is missing
     assert torch.isfinite(filled).all()
     assert (filled[~seen] != 0).all()
 

@@ -11,6 +11,7 @@ import torch
 import samples
 from sevenfold import bundles, modules
 from sevenfold.layouts import Layout
+from sevenfold.models import base
 from sevenfold.models.base import ModelSpec, Standardiser
 
 VARIANTS = modules.names("models")
@@ -222,6 +223,23 @@ def test_data_without_any_spread_do_no_harm(variant, small):
     assert np.isfinite(history.best.loss)
     with torch.inference_mode():
         torch.testing.assert_close(model(torch.from_numpy(rows.x)), torch.full((20, *small), 3.0), atol=1e-3, rtol=0)
+
+
+def test_preparing_reads_the_rows_piece_by_piece_and_learns_the_same(variant, kind, monkeypatch):
+    data = samples.dataset(kind)
+    x = torch.from_numpy(data.train.x)
+    seen = None if data.train.observed is None else torch.from_numpy(data.train.observed)
+
+    def prepared():
+        torch.manual_seed(0)
+        model = samples.spec(variant, kind).build()
+        model.prepare(x, seen)
+        return model.state_dict()
+
+    whole = prepared()
+    monkeypatch.setattr(base, "PIECE", 7)
+    for name, value in prepared().items():
+        torch.testing.assert_close(value, whole[name], rtol=1e-4, atol=1e-5)
 
 
 def test_an_unknown_variant_is_named_with_a_near_match():

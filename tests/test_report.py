@@ -216,3 +216,8 @@ def test_without_a_contest_it_says_so():
     made = report.page([], {}, {})
     assert "No contest has a result." in made
     assert Read(made).open == []
+
+
+def test_a_curve_whose_first_epoch_is_the_best_stays_on_the_axis():
+    assert report.above_best(pd.Series([1.0, 1.1, 1.2])).tolist() == pytest.approx([report.NEAREST, 0.5, 1.0])
+    assert report.above_best(pd.Series([1.0, 1.0])).tolist() == [report.NEAREST] * 2

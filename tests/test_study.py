@@ -72,6 +72,10 @@ def test_photographs_become_patches_that_know_where_they_are_from(tmp_path):
     assert list(rows.frame["photograph"]) == ["more/other.png"] + ["one.png"] * 6
     assert np.array_equal(rows.images[2], camera[: study.PATCH, study.PATCH : 2 * study.PATCH])
     assert np.abs(rows.images[0].astype(int) - camera[: study.PATCH, : study.PATCH]).max() <= 1  # grey, from colours
+    deep = tmp_path / "deep"
+    deep.mkdir()
+    skimage.io.imsave(deep / "ramp.png", np.tile(np.arange(0, 60000, 1000, dtype=np.uint16), (60, 1)))
+    assert (np.diff(study.photographs(deep).images[0].astype(int), axis=1) > 0).all()  # 16 bits become 8, in order
     with pytest.raises(FileNotFoundError, match="holds no PNG or JPEG of 48 x 48 pixels or more; name another folder"):
         study.photographs(tmp_path / "nowhere")
 

@@ -391,11 +391,23 @@ def _is_random(node: fx.Node) -> bool:
 
 
 def _mutated(graph: fx.Graph) -> set[fx.Node]:
-    """Return the nodes that some kernel writes to."""
-    found: set[fx.Node] = set()
+    """Return the nodes that some kernel writes to, and all that share their memory."""
+    base: dict[fx.Node, fx.Node] = {}
+    written: set[fx.Node] = set()
     for node in graph.nodes:
+        base[node] = base[node.args[0]] if _shares_memory(node) else node
         if isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable:
             for argument, value in zip(node.target._schema.arguments, node.args, strict=False):
                 if argument.alias_info is not None and argument.alias_info.is_write and isinstance(value, fx.Node):
-                    found |= {value, node}
-    return found
+                    written.add(base[value])
+    return {node for node, first in base.items() if first in written}
+
+
+def _shares_memory(node: fx.Node) -> bool:
+    """Say whether a node gives the memory of its first argument, in whole or in part."""
+    if node.op != "call_function" or not node.args or not isinstance(node.args[0], fx.Node):
+        return False
+    if node.target in (operator.getitem, _aten._unsafe_view.default):
+        return True
+    returns = node.target._schema.returns if isinstance(node.target, torch._ops.OpOverload) else []
+    return any(value.alias_info is not None for value in returns)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sevenfold.layouts import Layout
-from sevenfold.models.base import Standardiser, squared_error
+from sevenfold.models.base import Standardiser, pieces, squared_error
 
 Numbers = Literal["standard", "quantile"]
 """How numbers enter: "standard" centres them and divides all by one spread; "quantile" gives each column the normal
@@ -101,9 +101,12 @@ class Cells(nn.Module):
     def learn(self, x: Tensor, observed: Tensor | None) -> None:
         """Learn the distribution of each column from the training samples, x (n, *shape)."""
         if self.sizes[0]:
-            self.numbers.learn(self._numeric(x), None if observed is None else self._numeric(observed))
+            self.numbers.learn(x, observed, None if self.plain else self.numeric)
         for index, block in enumerate(self.blocks):
-            seen = x[:, block].sum(dim=0).clamp(min=1e-3)  # (width,); a gap is no category
+            # A gap is no category.
+            seen = sum((part[:, block].sum(dim=0) for part, _ in pieces(x, None)), start=x.new_zeros(())).clamp(
+                min=1e-3
+            )
             # Of what a guess by frequency is uncertain of; a category that all rows share leaves nothing to learn.
             self.entropy[index] = torch.special.entr(seen / seen.sum()).sum().clamp(min=1e-2)
 
@@ -219,17 +222,24 @@ class Quantiles(nn.Module):
         self.register_buffer("last", torch.full((size, 1), KNOTS - 1))  # the last knot that differs from the one before
         self.register_buffer("scale", torch.ones(size, 1))
 
-    def learn(self, x: Tensor, observed: Tensor | None) -> None:
-        """Take the quantiles of each value over its observed cells, x (n, *shape)."""
+    def learn(self, x: Tensor, observed: Tensor | None, places: Tensor | None = None) -> None:
+        """Take the quantiles of each value over its observed cells, x (n, *shape).
+
+        Args:
+            places: of the values (n, values) that count; by default all.
+        """
         levels = (torch.arange(KNOTS, dtype=torch.double) + 0.5) / KNOTS
         normal = torch.special.ndtri(levels)
         for place in range(len(self.knots)):
-            values = x.flatten(1)[:, place].double()
+            source = place if places is None else int(places[place])
+            values = x.flatten(1)[:, source].double()
             if observed is not None:
-                values = values[observed.flatten(1)[:, place]]
+                values = values[observed.flatten(1)[:, source]]
             if not len(values):
                 values = x.new_zeros(1).double()
-            spread = values.std(correction=0).clamp(min=1e-6)
+            spread = values.std(correction=0)
+            # What never varied has no deviation of its own; the samples' unit keeps new values in proportion.
+            spread = torch.where(spread > 1e-6, spread, 1.0)
             quantiles = torch.from_numpy(
                 np.quantile(values.cpu().numpy(), levels.numpy())
             )  # torch's own takes 16 M rows at most
@@ -254,7 +264,7 @@ class Quantiles(nn.Module):
 
     def _mapped(self, x: Tensor, source: Tensor, target: Tensor, slope: Tensor) -> Tensor:
         """Return x (n, *shape) by the piecewise linear map of each value from `source` to `target`, both (size, KNOTS)."""
-        values = x.reshape(len(x), -1).T.contiguous()  # (size, n)
+        values = x.flatten(1).T.contiguous()  # (size, n)
         right = torch.searchsorted(source, values.detach()).clamp(min=1)
         right = torch.minimum(right, self.last)
         x0, x1 = source.gather(1, right - 1), source.gather(1, right)

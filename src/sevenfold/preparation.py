@@ -44,7 +44,7 @@ def prepare(
         duplicates: "error" refuses rows that are in two splits, "drop" keeps the first of equal rows.
         validation, test: share of the rows, 0 to 1.
         seed: of the split.
-        part: column that says which split each row is in; one that no row names is drawn.
+        part: column that says which split each row is in; one that no row names is drawn from those that say "train".
 
     Raises:
         DataError: one message with every problem found.
@@ -63,6 +63,8 @@ def prepare(
     y = None if label is None else base.as_text(rows.frame[label]).to_numpy(dtype=object)
     places = _places(rows, label, group, part, validation=validation, test=test, seed=seed)
     more = "rows" if group is None else f"groups in {group!r}"
+    if part is not None:
+        more += f", or let some say so in {part!r}"
     problems = [
         f"the {name} split is empty; expected at least one row; give it a larger share, or bring more {more}"
         for name, place in places.items()

@@ -125,7 +125,8 @@ def _contest(contest: Contest, curves: Mapping[str, pd.DataFrame]) -> str:
 def above_best(losses: pd.Series) -> pd.Series:
     """Return how far each epoch's loss is above the best, as a share of what the first one was; at least `NEAREST`."""
     above: pd.Series = losses - losses.min()
-    share: pd.Series = above / max(above.iloc[0], 1e-12)
+    # Where the first epoch is the best one, of the farthest.
+    share: pd.Series = above / (above.iloc[0] or above.max() or 1.0)
     return share.clip(lower=NEAREST)
 
 

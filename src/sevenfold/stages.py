@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sevenfold import (
+    arithmetic,
     bundles,
     checkpoints,
     evaluation,
@@ -171,7 +172,7 @@ def train(workspace: Workspace, candidate: str) -> None:
                 seed=settings.seed,
                 device=device,
                 on_epoch=show,
-                checkpoint=_checkpoint(workspace, candidate, spec, settings),
+                checkpoint=_checkpoint(workspace, candidate, spec, settings, device),
                 cache=workspace.kernels,
             )
         except training.DivergenceError as error:
@@ -214,8 +215,13 @@ SAVE_EVERY = 30.0
 """Seconds of training that a killed one loses at most."""
 
 
-def _checkpoint(workspace: Workspace, candidate: str, spec: ModelSpec, settings: Params) -> checkpoints.Checkpoint:
-    """Return the place of a training's state, which is for this spec, these data, these settings and this code alone."""
+def _checkpoint(
+    workspace: Workspace, candidate: str, spec: ModelSpec, settings: Params, device: str
+) -> checkpoints.Checkpoint:
+    """Return the place of a training's state: for this spec, these data, settings, code and kind of device alone."""
+    import torch
+
+    together, place = processes.group(), torch.device(device)
     entry = settings.candidates[candidate]
     code = Path(__file__).parent
     parts = [
@@ -224,6 +230,7 @@ def _checkpoint(workspace: Workspace, candidate: str, spec: ModelSpec, settings:
         f"{settings.seed} {entry.rows} {files.digest(workspace.prepared(entry.dataset))}",
         *(files.digest(code / name) for name in ("models", *(f"{module}.py" for module in _ENGINE))),
         f"torch {metadata.version('torch')}",
+        f"{place.type} {arithmetic.has_bfloat16(place)} {together.size if together else 1}",
     ]
     workspace.private.mkdir(exist_ok=True, mode=0o700)
     identity = hashlib.sha256("\0".join(parts).encode()).hexdigest()

@@ -167,7 +167,8 @@ def fit(
             model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if not any(p.requires_grad for p in model.parameters()):
             history = _closed_form(model, rows, held_out, start)
-            on_epoch(history.epochs[0])
+            if (together := processes.group()) is None or together.rank == 0:
+                on_epoch(history.epochs[0])
         else:
             descent = _Descent(model, settings, rows, held_out, seed, checkpoint, cache)
             history = descent.run(on_epoch)
@@ -211,7 +212,7 @@ class _Descent:
             model,
             self._optimizer,
             low=low,
-            size=self._size,
+            size=self._size if self._group is None else len(self._group.share(torch.arange(self._size))),
             count=self._count,
             compiled=settings.compile,
             cache=cache,
@@ -219,9 +220,10 @@ class _Descent:
         # The order has chance of its own: it is the same in all processes, whose noise is not.
         self._shuffle = torch.Generator().manual_seed(seed)
         if self._group is not None:
-            if len(rows) < self._group.size:
+            if self._size < self._group.size:
                 raise ValueError(
-                    f"{len(rows)} training rows for {self._group.size} processes; expected one each or more; use fewer"
+                    f"batches of {self._size} rows for {self._group.size} processes; expected a row each or more; use "
+                    "fewer processes or a larger `batch_size`"
                 )
             torch.manual_seed(seed + 7919 * self._group.rank)
         self._step = 0

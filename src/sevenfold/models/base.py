@@ -1,7 +1,7 @@
 """The contract of every autoencoder variant, and the little they all share."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -81,6 +81,22 @@ def squared_error(output: Tensor, x: Tensor, observed: Tensor | None) -> Tensor:
     return (error * observed).sum() / observed.sum().clamp(min=1)
 
 
+PIECE = 4096
+"""Rows that `prepare` looks at together: the training rows may be a file that is larger than the memory."""
+
+
+def pieces(x: Tensor, observed: Tensor | None, places: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+    """Give the rows of x (n, ...) and which of their cells were observed, piece by piece.
+
+    Args:
+        places: of the values (n, values) to give; by default all.
+    """
+    for start in range(0, len(x), PIECE):
+        part = x[start : start + PIECE]
+        seen = torch.ones_like(part, dtype=torch.bool) if observed is None else observed[start : start + PIECE]
+        yield (part, seen) if places is None else (part[:, places], seen[:, places])
+
+
 class Standardiser(nn.Module):
     """Centres each value of a sample and divides all by one spread, so that networks see numbers of the order of 1.
 
@@ -96,16 +112,22 @@ class Standardiser(nn.Module):
         self.register_buffer("center", torch.zeros(shape))
         self.register_buffer("spread", torch.ones(()))
 
-    def learn(self, x: Tensor, observed: Tensor | None) -> None:
-        """Take the mean of each value, and the root mean square of what is left of all of them, over observed cells."""
-        if observed is None:
-            center = x.mean(dim=0)
-            spread = (x - center).square().mean().sqrt()
-        else:
-            center = (x * observed).sum(dim=0) / observed.sum(dim=0).clamp(min=1)
-            spread = squared_error(x, center.expand_as(x), observed).sqrt()
+    def learn(self, x: Tensor, observed: Tensor | None, places: Tensor | None = None) -> None:
+        """Take the mean of each value, and the root mean square of what is left of all of them, over observed cells.
+
+        Args:
+            places: of the values (n, values) that count; by default all.
+        """
+        center, count = torch.zeros_like(self.center, dtype=torch.double), torch.zeros_like(self.center)
+        for part, seen in pieces(x, observed, places):
+            center += (part * seen).sum(dim=0, dtype=torch.double)
+            count += seen.sum(dim=0)
+        center /= count.clamp(min=1)
+        error = torch.zeros_like(self.spread, dtype=torch.double)
+        for part, seen in pieces(x, observed, places):
+            error += ((part - center.to(part.dtype)) * seen).square().sum(dtype=torch.double)
         self.center.copy_(center)
-        self.spread.copy_(spread.clamp(min=1e-6))
+        self.spread.copy_((error / count.double().sum().clamp(min=1)).sqrt().clamp(min=1e-6))
 
     def forward(self, x: Tensor) -> Tensor:
         return (x - self.center) / self.spread

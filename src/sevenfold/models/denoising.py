@@ -5,11 +5,10 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from sevenfold import cells, networks
 from sevenfold.layouts import Layout
-from sevenfold.models.base import Autoencoder
+from sevenfold.models.base import Autoencoder, Standardiser, pieces
 
 Noise = Literal["gaussian", "masking", "salt-and-pepper", "swap"]
 
@@ -77,15 +76,16 @@ class DenoisingAutoencoder(Autoencoder):
 
     def prepare(self, x: Tensor, observed: Tensor | None) -> None:
         self.cells.learn(x, observed)
-        flat = x.flatten(1)
-        seen = torch.ones_like(flat, dtype=torch.bool) if observed is None else observed.flatten(1)
-        center = (flat * seen).sum(dim=0) / seen.sum(dim=0).clamp(min=1)
-        self.center.copy_(center * self.is_number)  # no category stands for the mean of all
-        counted = seen & self.is_number
-        spread = ((flat - center).square() * counted).sum() / counted.sum().clamp(min=1)
-        self.spread.copy_(spread.sqrt())
-        low = torch.where(seen, flat, math.inf).amin(dim=0)
-        high = torch.where(seen, flat, -math.inf).amax(dim=0)
+        flat, known = x.flatten(1), None if observed is None else observed.flatten(1)
+        if self.is_number.any():
+            overall = Standardiser((int(self.is_number.sum()),)).to(x.device)
+            overall.learn(flat, known, self.cells.numeric)
+            self.spread.copy_(overall.spread)
+            self.center[self.is_number] = overall.center  # no category stands for the mean of all
+        low, high = torch.full_like(self.low, math.inf), torch.full_like(self.high, -math.inf)
+        for part, seen in pieces(flat, known):
+            low = torch.minimum(low, torch.where(seen, part, math.inf).amin(dim=0))
+            high = torch.maximum(high, torch.where(seen, part, -math.inf).amax(dim=0))
         if not self.layout.fields:
             low, high = low.amin().expand_as(low), high.amax().expand_as(high)
         # A value that no row has is infinite in both, and stays the 0 that stands for a gap.
@@ -106,7 +106,8 @@ class DenoisingAutoencoder(Autoencoder):
             values = torch.where(torch.rand_like(flat) < 0.5, self.low, self.high)
             for block in self.cells.blocks:
                 drawn = torch.randint(block.stop - block.start, (len(x),), device=x.device)
-                values[:, block] = functional.one_hot(drawn, block.stop - block.start).to(x.dtype)
+                every = torch.arange(block.stop - block.start, device=x.device)
+                values[:, block] = (drawn[:, None] == every).to(x.dtype)  # one_hot would look at the values
         else:
             # Each column's values are dealt anew among the samples, independently of the other columns.
             drawn = torch.rand(len(x), self.cells.width, device=x.device)

@@ -97,11 +97,13 @@ class MaskedAutoencoder(Autoencoder):
         others = known[draw(1).flatten().argsort()]
         return self.cells.over_columns(at_random).reshape(known.shape) | ~others
 
-    def impute(self, x: Tensor, observed: Tensor) -> Tensor:
+    def impute(self, x: Tensor, observed: Tensor | None) -> Tensor:
         """Return x (n, *shape) with its gaps filled; cells that were observed come back as they are.
 
         A category is filled with the likeliest one.
         """
+        if observed is None:
+            return x
         filled: Tensor = self(x, observed)
         for block in self.cells.blocks:
             likeliest = filled[:, block].argmax(dim=1)

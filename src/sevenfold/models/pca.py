@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from sevenfold.layouts import Layout
-from sevenfold.models.base import Autoencoder, squared_error
+from sevenfold.models.base import Autoencoder, pieces, squared_error
 
 WIDE = 1000
 """Values in a sample above which the components are found by random projections: of a covariance of so many values all
@@ -38,7 +38,7 @@ class PrincipalComponents(Autoencoder):
         if self.size > WIDE and 4 * (self.code + MORE) <= min(flat.shape):
             mean, components = _projected(flat, seen, self.code)
         else:
-            mean, components = _exact(flat.double(), seen, self.code)
+            mean, components = _exact(flat, seen, self.code)
         # An eigenvector has no sign of its own: its largest entry is made positive, so that codes stay comparable.
         largest = components.gather(1, components.abs().argmax(dim=1, keepdim=True))
         self.mean.copy_(mean)
@@ -56,10 +56,24 @@ class PrincipalComponents(Autoencoder):
 
 def _exact(x: Tensor, seen: Tensor | None, code: int) -> tuple[Tensor, Tensor]:
     """Return mean (size,) and components (code, size) by the eigenvectors of the covariance of x (n, size)."""
-    known = torch.ones_like(x) if seen is None else seen.to(x.dtype)
-    mean = (x * known).sum(dim=0) / known.sum(dim=0).clamp(min=1)
-    centred = (x - mean) * known
-    covariance = centred.T @ centred / (known.T @ known - 1).clamp(min=1)  # (size, size)
+    size = x.shape[1]
+    total, count = (torch.zeros(size, dtype=torch.double, device=x.device) for _ in range(2))
+    for part, known in pieces(x, seen):
+        total += (part * known).sum(dim=0, dtype=torch.double)
+        count += known.sum(dim=0)
+    mean = total / count.clamp(min=1)
+    if seen is None and code <= len(x) < size:
+        # Fewer rows than values: their own space is smaller than that of the covariance.
+        return mean, torch.linalg.svd(x.double() - mean, full_matrices=False)[2][:code]
+    products, pairs = (torch.zeros(size, size, dtype=torch.double, device=x.device) for _ in range(2))
+    for part, known in pieces(x, seen):
+        centred, there = (part.double() - mean) * known, known.double()
+        products += centred.T @ centred
+        if seen is not None:
+            pairs += there.T @ there
+    if seen is None:
+        pairs += len(x)
+    covariance = products / (pairs - 1).clamp(min=1)  # (size, size)
     _, vectors = torch.linalg.eigh(covariance)
     return mean, vectors.flip(1)[:, :code].T  # largest variance first
 
