@@ -216,7 +216,9 @@ def test_a_served_table_model_gives_what_jobs_give(place, load):
         pd.testing.assert_frame_equal(served.predict(rows.frame, params={"op": name}), frame)
     # A slice keeps its own order, whatever its index says.
     some = served.predict(rows.frame.iloc[[20, 3]])
-    assert some["score"].tolist() == pytest.approx(expected["score"]["score"].iloc[[20, 3]].tolist(), rel=1e-5)
+    # Two rows are summed up in another order than thirty: single precision, near 0.
+    wanted = expected["score"]["score"].iloc[[20, 3]].tolist()
+    assert some["score"].tolist() == pytest.approx(wanted, rel=1e-4, abs=1e-5)
 
 
 @pytest.mark.parametrize("vip", [[True, False], ["True", "False"]])
