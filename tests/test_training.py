@@ -20,6 +20,17 @@ SETTINGS = training.Settings(
 )
 ROWS = samples.split(np.arange(30.0).reshape(10, 3))
 
+DEEP = {
+    "code": 2,
+    "hidden": [4],
+    "activation": "relu",
+    "blocks": 0,
+    "tied": False,
+    "augment": [],
+    "numbers": "standard",
+    "categories": "one-hot",
+}
+
 
 class Watched(Autoencoder):
     """One weight, losses of the test's choosing, and a memory of all that it was given."""
@@ -188,20 +199,10 @@ def test_a_diverging_validation_loss_is_told_too():
 
 
 def test_an_empty_validation_split_is_refused():
-    options = {
-        "code": 2,
-        "hidden": [4],
-        "activation": "relu",
-        "blocks": 0,
-        "tied": False,
-        "augment": [],
-        "numbers": "standard",
-        "categories": "one-hot",
-    }
     with pytest.raises(
         ValueError, match=r"no validation rows; expected at least one, .* larger share, or mend .*`normal`"
     ):
-        samples.fit(ModelSpec("deep", (3,), options), ROWS, samples.split(np.zeros((0, 3))))
+        samples.fit(ModelSpec("deep", (3,), DEEP), ROWS, samples.split(np.zeros((0, 3))))
 
 
 def test_the_history_is_a_table_of_every_epoch_without_times():
@@ -245,18 +246,8 @@ def test_threads_go_by_the_size_of_the_network_and_are_put_back(hidden, used):
 def test_the_rows_of_a_split_on_disk_are_not_written_to(tmp_path):
     np.save(tmp_path / "x.npy", ROWS.x)
     on_disk = replace(ROWS, x=np.load(tmp_path / "x.npy", mmap_mode="r"))
-    options = {
-        "code": 2,
-        "hidden": [4],
-        "activation": "relu",
-        "blocks": 0,
-        "tied": False,
-        "augment": [],
-        "numbers": "standard",
-        "categories": "one-hot",
-    }
-    one, _ = samples.fit(ModelSpec("deep", (3,), options), on_disk, on_disk)
-    two, _ = samples.fit(ModelSpec("deep", (3,), options), ROWS, ROWS)
+    one, _ = samples.fit(ModelSpec("deep", (3,), DEEP), on_disk, on_disk)
+    two, _ = samples.fit(ModelSpec("deep", (3,), DEEP), ROWS, ROWS)
     assert all(torch.equal(one.state_dict()[n], v) for n, v in two.state_dict().items())
     assert np.array_equal(np.load(tmp_path / "x.npy"), ROWS.x)
 
