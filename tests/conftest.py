@@ -64,6 +64,7 @@ candidates:
     rows: normal
     variant: pca
     options: {code: 8}
+rivals: {seconds: 600}
 gate: {must_beat_rivals: true, floor: null}
 gates:
   wdbc-anomaly: {must_beat_rivals: false, floor: 0.5}

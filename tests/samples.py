@@ -152,6 +152,13 @@ def application(name):
     )
 
 
+def unsuited(name, kind):
+    """Return why an application does not suit a kind of samples, or None."""
+    return application(name).unsuited(
+        code=CODE, images=len(dataset(kind).schema.shape) == 3, labelled=True, normal=True
+    )
+
+
 @functools.cache
 def judged(name, kind):
     """The application calibrated to the samples' best model, and the judgement. Shared: who changes it takes a copy."""

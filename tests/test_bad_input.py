@@ -33,6 +33,7 @@ candidates:
     rows: normal
     variant: deep
     options: {code: 2, hidden: [8], activation: silu, blocks: 0, tied: false, augment: [], numbers: standard, categories: one-hot}
+rivals: {seconds: 600}
 gate: {must_beat_rivals: true, floor: null}
 """
 

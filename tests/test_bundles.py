@@ -16,7 +16,12 @@ import samples
 from sevenfold import bundles, files, modules, operations
 from sevenfold.bundles import BundleError
 
-CASES = [(name, kind) for name in modules.names("applications") for kind in samples.DATASETS]
+CASES = [
+    (name, kind)
+    for name in modules.names("applications")
+    for kind in samples.DATASETS
+    if not samples.unsuited(name, kind)
+]
 
 
 PCA = samples.spec("pca", "table").to_json()
@@ -68,7 +73,10 @@ def test_a_loaded_bundle_does_to_raw_rows_what_the_saved_one_did(name, kind, tmp
     test = samples.dataset(kind).test
     rows = saved.schema.inverse(test.x, test.observed)
     operation = operations.OPERATIONS[saved.application.operation]
-    pd.testing.assert_frame_equal(operation(loaded, rows), operation(saved, rows), check_exact=True)
+    got, wanted = operation(loaded, rows), operation(saved, rows)
+    pd.testing.assert_frame_equal(got.frame, wanted.frame, check_exact=True)
+    assert (got.images is None) == (wanted.images is None)
+    assert got.images is None or np.array_equal(got.images, wanted.images)
 
 
 def test_equal_bundles_have_equal_digests_and_others_have_others(tmp_path):

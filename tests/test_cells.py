@@ -275,5 +275,5 @@ def test_the_concrete_variant_restores_a_category_from_the_features_it_selects(n
     model, _ = samples.fit(ModelSpec.of("concrete", MIXED, options), mixed_table(1500, 0), mixed_table(300, 1))
     x = torch.from_numpy(mixed_table(500, 2).x)
     with torch.inference_mode():
-        assert torch.equal(model.encode(x), x[:, model.selected()])
+        assert torch.equal(model.encode(x), x[:, model.selected])
         assert (model(x)[:, 1:5].argmax(dim=1) == x[:, 1:5].argmax(dim=1)).double().mean() > 0.7

@@ -106,6 +106,13 @@ def test_the_rate_is_the_length_of_the_streams(model):
     assert np.abs(lengths - rate.numpy()).max() < 30  # the last byte's padding, and what rounded tables cost
 
 
+def test_zeros_of_a_code_have_no_sign(model):
+    z = model.encode(unseen())
+    assert (z < 0).any()
+    assert (z == 0).any()
+    assert not torch.signbit(z[z == 0]).any()
+
+
 def test_streams_hold_the_very_integers_in_batches_of_any_size(model):
     x = unseen()[:20]
     z = model.encode(x)

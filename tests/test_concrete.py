@@ -65,15 +65,15 @@ def test_it_finds_the_planted_features_which_are_the_best_of_all_subsets(seed):
     model, _ = trained(seed)
     x = rows(600, 1).x.astype(float)
     best = min(itertools.combinations(range(SIZE), 4), key=lambda chosen: residual(x, list(chosen)))
-    assert sorted(model.selected()) == list(best) == PLANTED
+    assert sorted(model.selected.tolist()) == list(best) == PLANTED
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_training_ends_certain_and_its_likeliest_features_all_differ(seed):
     model, history = trained(seed)
     assert model.certainty() >= 0.99
-    assert model.weights.argmax(dim=1).tolist() == model.selected()
-    assert len(set(model.selected())) == OPTIONS["code"]
+    assert model.weights.argmax(dim=1).tolist() == model.selected.tolist()
+    assert len(set(model.selected.tolist())) == OPTIONS["code"]
     # Not the weights of an epoch before temperatures that make choices.
     assert history.best.number > 40
 
@@ -81,10 +81,10 @@ def test_training_ends_certain_and_its_likeliest_features_all_differ(seed):
 def test_the_code_holds_the_values_of_the_selected_features_unchanged():
     model, _ = trained(0)
     x = torch.from_numpy(rows(50, 3).x)
-    assert torch.equal(model.encode(x), x[:, model.selected()])
+    assert torch.equal(model.encode(x), x[:, model.selected])
     image = ModelSpec("concrete", (1, 3, 5), OPTIONS).build().eval()
     pictures = torch.randn(5, 1, 3, 5)
-    assert torch.equal(image.encode(pictures), pictures.reshape(5, SIZE)[:, image.selected()])
+    assert torch.equal(image.encode(pictures), pictures.reshape(5, SIZE)[:, image.selected])
 
 
 def test_the_restored_error_is_near_that_of_least_squares():
@@ -105,9 +105,9 @@ def test_weights_that_have_not_decided_yet_select_whole_and_different_features()
     model.load_state_dict(state | {"weights": state["weights"][:1].repeat(OPTIONS["code"], 1)})
     assert model.certainty() < 0.5
     assert len(set(model.weights.argmax(dim=1).tolist())) == 1
-    assert len(set(model.selected())) == OPTIONS["code"]
+    assert len(set(model.selected.tolist())) == OPTIONS["code"]
     x = torch.from_numpy(rows(50, 3).x)
-    assert torch.equal(model.encode(x), x[:, model.selected()])
+    assert torch.equal(model.encode(x), x[:, model.selected])
 
 
 def test_a_feature_that_several_want_goes_where_the_whole_choice_is_likeliest():
@@ -118,7 +118,22 @@ def test_a_feature_that_several_want_goes_where_the_whole_choice_is_likeliest():
         scores[:, 5] += 3  # all want it
         set_logits(model, scores)
         best = max(itertools.permutations(range(SIZE), 3), key=lambda chosen: scores[range(3), chosen].sum())
-        assert model.selected() == list(best)
+        assert model.selected.tolist() == list(best)
+
+
+def test_remarks_name_the_selection_and_how_sure_it_is():
+    model = build(code=3).eval()
+    scores = np.full((3, SIZE), -10.0)
+    # The first and the last want 4; the first has 7 as a second choice of a third of the probability.
+    scores[0, [4, 7]] = np.log([0.75, 0.25]) / concrete.SCALE
+    scores[1, 2] = scores[2, 4] = 0
+    set_logits(model, scores)
+    assert model.remarks(torch.from_numpy(rows(20, 3).x), None) == [
+        "values of a sample that are selected, by position from 0: 7, 2, 4",
+        f"the likeliest choice of a code value has a probability of {2.75 / 3:.3f} on average; "
+        "2 of 3 likeliest choices are different",
+    ]
+    assert "; 4 of 4 likeliest choices are different" in trained(0)[0].remarks(torch.zeros(1, SIZE), None)[1]
 
 
 def test_overlap_and_indecision_are_penalised_as_stated():

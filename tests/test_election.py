@@ -40,6 +40,7 @@ training:
   {{epochs: 1, patience: 1, batch_size: 64, learning_rate: 0.0001, warmup: 0.1, weight_decay: 0.0, gradient_clip: 1.0, threads: 1}}
 candidates:
 {chosen}
+rivals: {{seconds: 600}}
 gate: {gate}
 """)
 

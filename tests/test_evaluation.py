@@ -3,6 +3,9 @@
 import json
 import math
 import re
+import signal
+import threading
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +15,7 @@ from sklearn import metrics
 
 import samples
 from sevenfold import evaluation, gate
-from sevenfold.applications.base import Scores
+from sevenfold.applications.base import Rival, Scores
 from sevenfold.evaluation import Judgement
 
 REDUCTION, ANOMALY = samples.application("reduction"), samples.application("anomaly")
@@ -220,3 +223,45 @@ def test_a_calibrated_application_is_judged_again_as_it_is():
 )
 def test_a_number_has_the_digits_that_a_reader_needs(value, text):
     assert evaluation.number(value) == text
+
+
+class _Slow(Rival):
+    def fit(self, train, validation):
+        for _ in range(2000):
+            time.sleep(0.01)
+
+    def evaluate(self, split, train):
+        raise AssertionError("never reached")
+
+
+class _Contest(type(REDUCTION)):
+    def rivals(self):
+        return {"slow": _Slow(), **dict(list(super().rivals().items())[:1])}
+
+
+def test_a_rival_that_runs_past_its_budget_says_so_and_the_others_are_judged():
+    rang = []
+    before = signal.signal(signal.SIGALRM, lambda number, frame: rang.append(number))
+    former = signal.setitimer(signal.ITIMER_REAL, 1.0)
+    try:
+        judged, failed = evaluation.judge_rivals(_Contest(**REDUCTION.options), samples.dataset("table"), seconds=0.3)
+        assert failed == {
+            "slow": "BudgetError: stopped after its 0.3 seconds; give rivals more by `rivals.seconds`",
+        }
+        assert list(judged) == ["pca"]
+        # An alarm that somebody else had set rings in its own time.
+        time.sleep(1.2)
+        assert rang == [signal.SIGALRM]
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, *former)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_outside_the_main_thread_rivals_are_judged_without_a_budget():
+    found = []
+    thread = threading.Thread(
+        target=lambda: found.append(evaluation.judge_rivals(REDUCTION, samples.dataset("table"), seconds=1e-3))
+    )
+    thread.start()
+    thread.join()
+    assert found[0][1] == {}

@@ -527,11 +527,24 @@ def test_frames_written_one_after_the_other_come_back(suffix, tmp_path):
     path = tmp_path / f"out{suffix}"
     writer = formats.Writer(path)
     for part in (frame().iloc[:6], frame().iloc[6:]):
-        writer.write(part)
+        writer.write(formats.Rows(part))
     writer.close()
     pd.testing.assert_frame_equal(formats.read(path).frame, frame())
     formats.write(path, frame())
     pd.testing.assert_frame_equal(formats.read(path).frame, frame())
+
+
+def test_images_go_into_an_npz_file_with_what_is_known_of_each_and_into_no_table(tmp_path):
+    pixels = np.arange(5 * 4 * 3, dtype=np.uint8).reshape(5, 4, 3)
+    writer = formats.Writer(tmp_path / "out.npz")
+    for rows in (slice(0, 2), slice(2, 5)):
+        writer.write(formats.Rows(pd.DataFrame({"taken": [*range(rows.start, rows.stop)]}), pixels[rows]))
+    writer.close()
+    again = formats.read(tmp_path / "out.npz")
+    assert np.array_equal(again.images, pixels)
+    assert again.frame["taken"].tolist() == [0, 1, 2, 3, 4]
+    with pytest.raises(formats.FormatError, match=r"out.csv is to hold images; expected a name that ends in .npz"):
+        formats.Writer(tmp_path / "out.csv").write(again)
 
 
 def test_npz_output_needs_no_pickle_whatever_the_columns_are_called_and_hold(tmp_path):

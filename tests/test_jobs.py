@@ -60,7 +60,7 @@ def test_rows_keep_their_order_and_their_identifying_columns(tmp_path, given, wa
     kept = made["customer"].astype(str).str.zfill(5)  # which `read` takes for a number in CSV
     assert kept.tolist() == rows.frame["customer"].tolist()
     assert made["kind"].tolist() == rows.frame["kind"].tolist()
-    expected = operations.score(tiny.bundle("table", "anomaly"), rows)
+    expected = operations.score(tiny.bundle("table", "anomaly"), rows).frame
     np.testing.assert_allclose(made["score"], expected["score"], rtol=1e-4, atol=1e-5)
     assert made["flag"].astype(str).tolist() == expected["flag"].astype(str).tolist()
     assert made[["top_1", "top_2"]].to_numpy().tolist() == expected[["top_1", "top_2"]].to_numpy().tolist()
@@ -81,7 +81,7 @@ def test_columns_that_the_model_does_not_use_come_back_as_they_were_in_a_csv_fil
     else:
         made = read(tmp_path / f"out{wanted}").astype(object).fillna("")
     assert {name: made[name].tolist() for name in kept} == kept
-    expected = operations.score(tiny.bundle("table", "anomaly"), formats.Rows(frame))
+    expected = operations.score(tiny.bundle("table", "anomaly"), formats.Rows(frame)).frame
     np.testing.assert_allclose(made["score"].astype(float), expected["score"], rtol=1e-4, atol=1e-5)
 
 
@@ -156,7 +156,7 @@ def test_images_keep_what_lies_beside_them(tmp_path):
     rows = tiny.images(20, seed=2)
     receipt = run(put(tmp_path / "in.npz", rows), tmp_path / "out.csv", "encode", "images", "reduction")
     made = read(tmp_path / "out.csv")
-    expected = operations.encode(tiny.bundle("images", "reduction"), rows)
+    expected = operations.encode(tiny.bundle("images", "reduction"), rows).frame
     assert list(made) == list(receipt.columns) == ["label", "code_0", "code_1"]
     assert made["label"].tolist() == rows.frame["label"].tolist()
     np.testing.assert_allclose(made[["code_0", "code_1"]], expected, rtol=1e-4, atol=1e-5)

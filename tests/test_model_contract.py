@@ -12,9 +12,11 @@ import samples
 from sevenfold import bundles, modules
 from sevenfold.layouts import Layout
 from sevenfold.models import base
-from sevenfold.models.base import ModelSpec, Standardiser
+from sevenfold.models.base import Autoencoder, Compressor, Imputer, ModelSpec, Restorer, Selector, Standardiser
 
 VARIANTS = modules.names("models")
+
+ABILITIES = (Compressor, Imputer, Restorer, Selector)
 
 OVERCOMPLETE = ("compressive", "masked", "residual", "sparse")
 """Variants whose code may have more values than the sample."""
@@ -98,6 +100,53 @@ def test_inputs_stay_untouched(model, x, observed):
     assert torch.equal(x, before)
     assert torch.equal(z, code)
     assert observed is None or torch.equal(observed, seen)
+
+
+def test_remarks_are_sentences_of_one_line_and_the_same_twice(model, x, observed):
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    chance = torch.get_rng_state()
+    remarks = model.remarks(x, observed)
+    assert isinstance(remarks, list)
+    assert all(isinstance(remark, str) and remark.strip() == remark != "" for remark in remarks)
+    assert all(remark.splitlines() == [remark] for remark in remarks)
+    assert model.remarks(x, observed) == remarks
+    assert torch.equal(torch.get_rng_state(), chance)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("ability", ABILITIES)
+def test_who_has_an_ability_says_so(ability):
+    members = {name: modules.member("models", name, Autoencoder) for name in VARIANTS}
+    wanted = ability.__abstractmethods__
+    assert wanted
+    able = {name for name, member in members.items() if any(hasattr(member, method) for method in wanted)}
+    assert able
+    assert able == {name for name, member in members.items() if issubclass(member, ability)}
+
+
+def test_abilities_keep_their_promises(model, x, observed):
+    if not isinstance(model, ABILITIES):
+        pytest.skip("a variant without further abilities")
+    with torch.inference_mode():
+        if isinstance(model, Restorer):
+            assert model.restore(x, 0.1).shape == x.shape
+            levels = torch.full((len(x),), 0.1)
+            torch.testing.assert_close(model.restore(x, levels), model.restore(x, 0.1))
+        if isinstance(model, Compressor):
+            streams = model.compress(x)
+            assert [type(stream) for stream in streams] == [bytes] * len(x)
+            torch.testing.assert_close(model.decompress(streams), model(x))
+        if isinstance(model, Imputer):
+            filled = model.impute(x, observed)
+            assert filled.shape == x.shape
+            assert torch.isfinite(filled).all()
+            seen = torch.ones_like(x, dtype=torch.bool) if observed is None else observed
+            assert torch.equal(filled[seen], x[seen])
+        if isinstance(model, Selector):
+            assert model.selected.shape == (model.code,)
+            assert model.selected.dtype == torch.int64
+            assert len(model.selected.unique()) == model.code
+            assert torch.equal(model.encode(x), x.flatten(1)[:, model.selected])
 
 
 def test_losses_are_finite_scalars_of_the_same_names_in_both_modes(model, x, observed):

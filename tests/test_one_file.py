@@ -40,13 +40,13 @@ ENTRY = """  digits-toy:
     applications: [reduction]
     variant: toy
     options: {code: 8}
-gate:"""
+rivals:"""
 
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
     """A project with a variant more, in a folder of its own."""
-    project = make_project(tmp_path_factory.mktemp("toy") / "project", params=SMALL.replace("gate:", ENTRY, 1))
+    project = make_project(tmp_path_factory.mktemp("toy") / "project", params=SMALL.replace("rivals:", ENTRY, 1))
     (project.root / "src" / "sevenfold" / "models" / "toy.py").write_text(TOY, encoding="utf-8")
     return project
 

@@ -39,6 +39,7 @@ candidates:
     applications: [anomaly]
     variant: deep
     options: {code: 2}
+rivals: {seconds: 600}
 gate: {must_beat_rivals: true}
 """
 
@@ -288,7 +289,7 @@ def test_where_something_is_wrong_the_sound_part_can_still_be_looked_at(tmp_path
     text = changed(*WRONG["misspelled setting"][0], *WRONG["missing"][0], *WRONG["unknown source"][0])
     text += "gates: {}\n"
     other = "  other: {dataset: digits, applications: [anomaly], variant: depe, options: {}}\n"
-    text = changed(("gate:", f"{other}gate:"), text=text)
+    text = changed(("rivals:", f"{other}rivals:"), text=text)
     settings, problems = params.examine(tmp_path / "params.yaml", text)
     assert len(problems) == 4
     assert sorted(settings.candidates) == ["small"]

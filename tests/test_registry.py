@@ -210,14 +210,14 @@ def test_a_served_table_model_gives_what_jobs_give(place, load):
     served = load(publish(place, tiny.saved(place.root / "bundle", "table", "anomaly")))
     rows = tiny.table(30, seed=5)
     assert rows.frame["income"].isna().any()
-    expected = {name: operations.get(name, bundle)(bundle, rows) for name in operations.OPERATIONS}
-    pd.testing.assert_frame_equal(served.predict(rows.frame), expected["score"])
-    for name, frame in expected.items():
-        pd.testing.assert_frame_equal(served.predict(rows.frame, params={"op": name}), frame)
+    expected = {name: operations.get(name, bundle)(bundle, rows) for name in ("encode", "score")}
+    pd.testing.assert_frame_equal(served.predict(rows.frame), expected["score"].frame)
+    for name, made in expected.items():
+        pd.testing.assert_frame_equal(served.predict(rows.frame, params={"op": name}), made.frame)
     # A slice keeps its own order, whatever its index says.
     some = served.predict(rows.frame.iloc[[20, 3]])
     # Two rows are summed up in another order than thirty: single precision, near 0.
-    wanted = expected["score"]["score"].iloc[[20, 3]].tolist()
+    wanted = expected["score"].frame["score"].iloc[[20, 3]].tolist()
     assert some["score"].tolist() == pytest.approx(wanted, rel=1e-4, abs=1e-5)
 
 
@@ -226,14 +226,14 @@ def test_a_served_model_takes_categories_as_jobs_take_them(place, load, vip):
     rows = tiny.table(2).frame.assign(vip=vip)
     bundle = tiny.bundle("table", "anomaly")
     served = load(publish(place, tiny.saved(place.root / "bundle", "table", "anomaly")))
-    pd.testing.assert_frame_equal(served.predict(rows), operations.score(bundle, formats.Rows(rows)))
+    pd.testing.assert_frame_equal(served.predict(rows), operations.score(bundle, formats.Rows(rows)).frame)
 
 
 def test_a_served_image_model_gives_what_jobs_give(place, load):
     bundle = tiny.bundle("images", "reduction")
     served = load(publish(place, tiny.saved(place.root / "bundle", "images", "reduction"), name="images-reduction"))
     rows = tiny.images(20, seed=5)
-    pd.testing.assert_frame_equal(served.predict(rows.images), operations.encode(bundle, rows))
+    pd.testing.assert_frame_equal(served.predict(rows.images), operations.encode(bundle, rows).frame)
 
 
 def test_a_served_model_says_what_it_takes(place, load):

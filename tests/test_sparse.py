@@ -8,6 +8,7 @@ import torch
 from torch.distributions import Bernoulli, kl_divergence
 
 import samples
+from sevenfold.models import base
 from sevenfold.models.base import ModelSpec
 
 CODE = 16
@@ -133,6 +134,16 @@ def test_dead_units_are_counted(sparsity, target, weight):
     with torch.no_grad():
         model.encoder[-1].bias[live] = -100.0
     assert model.dead_units(X) == before + 3
+    assert model.remarks(X, None) == [
+        f"{before + 3} of {CODE} code values are dead: the same on all of 600 validation rows"
+    ]
+
+
+def test_remarks_look_at_some_of_many_rows_evenly(monkeypatch):
+    model = build("l1", weight=0.1)
+    monkeypatch.setattr(base, "PIECE", 250)
+    dead = int((np.ptp(codes(model).numpy()[::3], axis=0) == 0).sum())
+    assert model.remarks(X, None) == [f"{dead} of {CODE} code values are dead: the same on all of 200 validation rows"]
 
 
 WEIGHT = r"expects a finite number of 0 or more; set `weight: 0\.1`"

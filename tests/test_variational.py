@@ -106,6 +106,9 @@ def test_units_are_active_whose_means_vary_by_more_than_a_hundredth():
             model.encoder[-1].weight[unit, 2] = math.sqrt(variance) / standard[:, 2].std()
         model.encoder[-1].bias.fill_(7)
     assert model.active_units(x) == 2
+    assert model.remarks(x, None) == [
+        "2 of 3 code values are active: their mean's variance over 1000 validation rows is above 0.01"
+    ]
     assert trained().active_units(x) == FACTORS
     assert trained().active_units(x[:1].expand(20, -1)) == 0
     assert trained().active_units(x[:1]) == 0

@@ -1,9 +1,14 @@
 """Calibrate on validation rows, judge on test rows, and compare with the rivals on the same rows."""
 
 import math
-from collections.abc import Mapping
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -84,17 +89,52 @@ def _grouped(scores: Scores, split: Split) -> Scores:
     return Scores(scores.metrics, {**scores.values, GROUP: np.unique(split.groups, return_inverse=True)[1]})
 
 
-def judge_rivals(application: Application, dataset: Dataset) -> tuple[dict[str, Judgement], dict[str, str]]:
+class BudgetError(RuntimeError):
+    """Something took longer than it was given."""
+
+
+@contextmanager
+def _budget(seconds: float) -> Iterator[None]:
+    """Raise a BudgetError in what runs longer, as soon as Python has the word again.
+
+    By a signal, which is all that stops a library's loop without a process of its own; so in the main thread alone,
+    and elsewhere there is no limit.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise BudgetError(f"stopped after its {seconds:g} seconds; give rivals more by `rivals.seconds`")
+
+    start = time.monotonic()
+    handler = signal.signal(signal.SIGALRM, stop)
+    left, _ = signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, handler)
+        if left:  # of somebody else's alarm, which has to ring in its own time
+            signal.setitimer(signal.ITIMER_REAL, max(left - (time.monotonic() - start), 0.01))
+
+
+def judge_rivals(
+    application: Application, dataset: Dataset, *, seconds: float = math.inf
+) -> tuple[dict[str, Judgement], dict[str, str]]:
     """Fit, tune and judge every rival; returns judgements, and the reason for each rival that has none.
 
-    A rival that fails is in the second mapping and in every table: it is never left out silently.
+    A rival that fails, or takes longer than its `seconds`, is in the second mapping and in every table: it is never
+    left out silently.
     """
     train = learned_from(application, dataset)
     judged, failed = {}, {}
     for name, rival in application.rivals().items():
         try:
-            rival.fit(train, dataset.validation)
-            validation, test = (rival.evaluate(split, train) for split in (dataset.validation, dataset.test))
+            # A timer takes no infinity, and nothing here takes a year.
+            with _budget(min(seconds, 3e7)):
+                rival.fit(train, dataset.validation)
+                validation, test = (rival.evaluate(split, train) for split in (dataset.validation, dataset.test))
             judgement = Judgement(validation, _grouped(test, dataset.test))
             judgement.require_finite()
             judged[name] = judgement

@@ -487,9 +487,9 @@ OUTPUT_SUFFIXES = (".parquet", ".csv", ".npz")
 
 
 class Writer:
-    """Write frames one after the other to one Parquet, CSV or npz file. Use it on the draft path of `files.whole`.
+    """Write rows one after the other to one Parquet, CSV or npz file. Use it on the draft path of `files.whole`.
 
-    npz has no way to append: its frames stay in memory until `close`.
+    npz has no way to append: its rows stay in memory until `close`. It alone takes images, as `images`.
     """
 
     def __init__(self, path: Path) -> None:
@@ -499,11 +499,18 @@ class Writer:
             )
         self._path = path
         self._parquet: Any = None
-        self._parts: list[pd.DataFrame] = []
+        self._parts: list[Rows] = []
         self._begun = False
 
-    def write(self, frame: pd.DataFrame) -> None:
-        """Append rows; every call has the same columns."""
+    def write(self, rows: Rows) -> None:
+        """Append rows; every call has the same columns.
+
+        Raises:
+            FormatError: the rows hold images, and the file is for tables.
+        """
+        frame = rows.frame
+        if rows.images is not None and self._path.suffix != ".npz":
+            raise FormatError(f"{self._path.name} is to hold images; expected a name that ends in .npz; choose one")
         if self._path.suffix == ".csv":
             frame.to_csv(self._path, mode="a", header=not self._begun, index=False)
         elif self._path.suffix == ".parquet":
@@ -517,19 +524,23 @@ class Writer:
                 self._parquet = pyarrow.parquet.ParquetWriter(self._path, table.schema, use_dictionary=text)
             self._parquet.write_table(table.cast(self._parquet.schema))
         else:
-            self._parts.append(frame)
+            self._parts.append(rows)
         self._begun = True
 
     def close(self) -> None:
         if self._parquet is not None:
             self._parquet.close()
         if self._path.suffix == ".npz" and self._parts:
-            frame = pd.concat(self._parts, ignore_index=True)
+            columns = {
+                str(n): _plain(c) for n, c in pd.concat([p.frame for p in self._parts], ignore_index=True).items()
+            }
+            if self._parts[0].images is not None:
+                columns["images"] = np.concatenate([p.images for p in self._parts if p.images is not None])
             # Not np.savez, which stumbles over a column called "file" and would pickle.
             with zipfile.ZipFile(self._path, "w") as archive:
-                for name, column in frame.items():
+                for name, column in columns.items():
                     with archive.open(f"{name}.npy", "w", force_zip64=True) as handle:
-                        np.lib.format.write_array(handle, _plain(column), allow_pickle=False)
+                        np.lib.format.write_array(handle, column, allow_pickle=False)
 
 
 def _plain(column: pd.Series) -> np.ndarray:
@@ -558,5 +569,5 @@ def write(path: Path, frame: pd.DataFrame) -> None:
     """Write a frame as Parquet, CSV or npz, by the suffix of `path`, whole or not at all."""
     with files.whole(path) as draft:
         writer = Writer(draft)
-        writer.write(frame)
+        writer.write(Rows(frame))
         writer.close()

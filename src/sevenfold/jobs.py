@@ -99,13 +99,13 @@ def apply(
         for part in formats.batches(source, BATCH_SIZE):
             made = act(bundle, part)
             kept = operations.identifying(bundle, part)
-            if clash := [str(c) for c in kept.columns if c in made.columns]:
+            if clash := [str(c) for c in kept.columns if c in made.frame.columns]:
                 raise DataError(
                     str(source),
                     [f"the output has columns of the names {', '.join(clash)}, too; rename those of the input"],
                 )
-            frame = pd.concat([kept.reset_index(drop=True), made], axis=1)
-            writer.write(frame)
+            frame = pd.concat([kept.reset_index(drop=True), made.frame], axis=1)
+            writer.write(formats.Rows(frame, made.images))
             rows, columns = rows + len(part), tuple(str(c) for c in frame.columns)
             on_rows(rows)
         writer.close()

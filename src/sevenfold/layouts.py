@@ -1,6 +1,6 @@
 """What a sample looks like to a network: its shape and, in a table, which values make up a column."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -35,9 +35,24 @@ class Layout:
                 f"{self.shape}; make both from one schema"
             )
 
+    def require_image(self) -> None:
+        """Raise a ValueError if a sample is no image, for variants that take nothing else."""
+        if len(self.shape) != 3:
+            raise ValueError(
+                f"shape is {self.shape}; expected that of an image, (channels, height, width); use a fully connected "
+                "variant for tables, such as 'deep'"
+            )
+
     def to_json(self) -> dict[str, Any]:
         return {"shape": list(self.shape), "fields": [asdict(f) for f in self.fields]}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Layout":
         return cls(tuple(value["shape"]), tuple(Field(**f) for f in value["fields"]))
+
+
+def channel_problems(channels: Sequence[int]) -> list[str]:
+    """Return what is wrong with the number of an image's channels after each of a network's scales."""
+    if min(channels, default=0) >= 1:
+        return []
+    return [f"channels is {list(channels)}; expected one number or more, each 1 or more; mend or remove the others"]

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from sevenfold import layouts
+
 Activation = Literal["relu", "silu", "gelu", "tanh", "linear"]
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
@@ -102,10 +104,8 @@ def convolutional(
     Raises:
         ValueError: there is no halving, a number of channels or a width is below 1, or the number of blocks below 0.
     """
-    if min(channels, default=0) < 1:
-        raise ValueError(
-            f"channels is {list(channels)}; expected one number or more, each 1 or more; mend or remove the others"
-        )
+    if problems := layouts.channel_problems(channels):
+        raise ValueError("; ".join(problems))
     step = 2 ** len(channels)
     height, width = (math.ceil(edge / step) for edge in shape[1:])  # at the code
     down, right = height * step - shape[1], width * step - shape[2]

@@ -1,4 +1,4 @@
-"""What a bundle does to rows: the one place where raw rows become a job's columns, wherever the bundle is used."""
+"""What a bundle does to rows: the one place where raw rows become a job's rows, wherever the bundle is used."""
 
 from collections.abc import Callable
 
@@ -8,23 +8,57 @@ from sevenfold import formats, modules
 from sevenfold.applications import base
 from sevenfold.bundles import Bundle
 
+Operation = Callable[[Bundle, formats.Rows], formats.Rows]
 
-def encode(bundle: Bundle, rows: formats.Rows) -> pd.DataFrame:
+
+def encode(bundle: Bundle, rows: formats.Rows) -> formats.Rows:
     """Return code_0, code_1, ... for each row; every bundle can."""
     x, observed = bundle.schema.transform(rows)
-    return pd.DataFrame(base.code_columns(bundle.model, x, observed))
+    return formats.Rows(pd.DataFrame(base.code_columns(bundle.model, x, observed)))
 
 
-def score(bundle: Bundle, rows: formats.Rows) -> pd.DataFrame:
-    """Return what the bundle's application predicts: for anomalies score, flag, threshold and the features behind it."""
+def score(bundle: Bundle, rows: formats.Rows) -> formats.Rows:
+    """Return score, flag, threshold and the features behind it."""
+    return formats.Rows(pd.DataFrame(_predicted(bundle, rows)))
+
+
+def impute(bundle: Bundle, rows: formats.Rows) -> formats.Rows:
+    """Return the model's columns in their own units and types, with gaps filled."""
+    return formats.Rows(pd.DataFrame(_predicted(bundle, rows)))
+
+
+def denoise(bundle: Bundle, rows: formats.Rows) -> formats.Rows:
+    """Return the images without their noise, in their own range and type."""
+    return bundle.schema.inverse(_predicted(bundle, rows)["image"])
+
+
+def compress(bundle: Bundle, rows: formats.Rows) -> formats.Rows:
+    """Return each image as a `stream` of bytes, which the same bundle turns back into an image."""
+    return formats.Rows(pd.DataFrame(_predicted(bundle, rows)))
+
+
+def index(bundle: Bundle, rows: formats.Rows) -> formats.Rows:
+    """Return vector_0, vector_1, ... for each row: what an index holds, and what it is asked for."""
+    vectors = _predicted(bundle, rows)["vector"]  # (n, dimensions)
+    return formats.Rows(pd.DataFrame({f"vector_{i}": column for i, column in enumerate(vectors.T)}))
+
+
+def _predicted(bundle: Bundle, rows: formats.Rows) -> base.Columns:
     x, observed = bundle.schema.transform(rows)
-    return pd.DataFrame(bundle.application.predict(bundle.model, x, observed, bundle.schema))
+    return bundle.application.predict(bundle.model, x, observed, bundle.schema)
 
 
-OPERATIONS: dict[str, Callable[[Bundle, formats.Rows], pd.DataFrame]] = {"encode": encode, "score": score}
+OPERATIONS: dict[str, Operation] = {
+    "encode": encode,
+    "score": score,
+    "impute": impute,
+    "denoise": denoise,
+    "compress": compress,
+    "index": index,
+}
 
 
-def get(name: str, bundle: Bundle) -> Callable[[Bundle, formats.Rows], pd.DataFrame]:
+def get(name: str, bundle: Bundle) -> Operation:
     """Return the operation of this name.
 
     Raises:

@@ -114,6 +114,12 @@ class Candidate(_Frozen):
     rows: Literal["all", "normal"] = "all"
 
 
+class Rivals(_Frozen):
+    """seconds: what each classical rival may take in all; one that takes longer has no result, and the report says so."""
+
+    seconds: Number = Field(gt=0)
+
+
 class GateRule(_Frozen):
     must_beat_rivals: Truth
     floor: Number | None = None
@@ -124,6 +130,7 @@ class Params(_Frozen):
     fetch: Mapping[Name, Fetch] = {}
     datasets: Mapping[Name, DatasetParams]
     applications: Mapping[Name, Mapping[Name, Mapping[str, Any]]] = {}
+    rivals: Rivals
     training: Training
     candidates: Mapping[Name, Candidate] = {}
     gate: GateRule
@@ -267,7 +274,7 @@ def _fields_at(location: tuple[int | str, ...]) -> list[str]:
     elif len(location) == 3 and location[2] == "split":
         kind = Splits
     else:
-        kind = {**_ENTRIES, "training": Training, "gate": GateRule}[str(location[0])]
+        kind = {**_ENTRIES, "rivals": Rivals, "training": Training, "gate": GateRule}[str(location[0])]
     return sorted(kind.model_fields) if kind else []
 
 

@@ -4,7 +4,9 @@ A DVC cache hit skips a stage's command, so nothing that has to happen every tim
 """
 
 import hashlib
+import platform
 import sys
+import time
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
@@ -19,13 +21,15 @@ from sevenfold import (
     formats,
     modules,
     params,
+    pictures,
     preparation,
     processes,
     training,
 )
+from sevenfold.applications import base
 from sevenfold.applications.base import Application
-from sevenfold.datasets.base import Dataset
-from sevenfold.models.base import ModelSpec
+from sevenfold.datasets.base import Dataset, Split
+from sevenfold.models.base import PIECE, Autoencoder, ModelSpec
 from sevenfold.params import Params
 from sevenfold.workspace import Workspace
 
@@ -139,7 +143,7 @@ def rivals(workspace: Workspace, dataset: str) -> None:
         draft.mkdir()
         for name in settings.applications[dataset]:
             contest = application(settings, dataset, name)
-            judged, failed = evaluation.judge_rivals(contest, prepared)
+            judged, failed = evaluation.judge_rivals(contest, prepared, seconds=settings.rivals.seconds)
             for rival, judgement in judged.items():
                 (draft / name / rival).mkdir(parents=True)
                 judgement.save(draft / name / rival, contest.primary)
@@ -184,15 +188,27 @@ def train(workspace: Workspace, candidate: str) -> None:
     if rank:
         return  # the first process writes for all
     show.close()
-    for note in history.notes:
-        print(f"{candidate}: {note}")
+    remarks = [*history.notes, *_remarks(model, held_out)]
+    for remark in remarks:
+        print(f"{candidate}: {remark}")
     bundles.save_model(workspace.candidate(candidate), spec, model)
+    files.write_json(workspace.remarks(candidate), remarks)
     files.write_text(workspace.history(candidate), history.to_csv())
     best = history.best
     count = len(history.epochs)
     learns = any(p.requires_grad for p in model.parameters())
     how = f"{count} epoch{'s' * (count > 1)}, the best of them {best.number}" if learns else "in closed form"
     print(f"{candidate}: {how}, validation loss {best.loss:.6g}")
+
+
+def _remarks(model: Autoencoder, held_out: Split) -> list[str]:
+    """Return what the variant has to say about the trained model; it looks at a few thousand rows at most."""
+    import torch
+
+    rows = slice(None, None, -(-len(held_out) // PIECE))
+    seen = None if held_out.observed is None else base.tensor(held_out.observed[rows])
+    with torch.inference_mode():
+        return model.remarks(base.tensor(held_out.x[rows]), seen)
 
 
 _ENGINE = (
@@ -302,6 +318,9 @@ def evaluate(workspace: Workspace, candidate: str) -> None:
             folder.mkdir(parents=True)
             bundles.save(folder / "bundle", bundles.Bundle(spec, model, dataset.schema, name, calibrated, origin))
             judgement.save(folder, calibrated.primary)
+            (folder / "pictures").mkdir()
+            train = evaluation.learned_from(calibrated, dataset)
+            pictures.save(folder / "pictures", calibrated.pictures(model, dataset.test, train, dataset.schema))
             print(
                 f"{entry.dataset}-{name}: {candidate} {calibrated.primary} {judgement.test.metrics[calibrated.primary]:.4f}"
             )
@@ -351,10 +370,8 @@ def _failed(workspace: Workspace, dataset: str) -> bool:
 
 
 def scorecard(workspace: Workspace) -> None:
-    """Compare all that have a result: metrics for `dvc metrics`, a table for `dvc plots`, and the report."""
+    """Compare all that have a result: metrics for `dvc metrics`, and a table for `dvc plots`."""
     import pandas as pd
-
-    from sevenfold import report
 
     settings = params.load(workspace.params)
     held = [contest(workspace, settings, dataset, name) for dataset, name in contests(settings)]
@@ -370,9 +387,6 @@ def scorecard(workspace: Workspace) -> None:
         print(f"{one.name}: {one.verdict}")
     files.write_json(workspace.metrics, summary)
     formats.write(workspace.comparison, pd.DataFrame(lines, columns=["contest", "name", "kind", "metric", "score"]))
-    curves = {n: workspace.history(n) for n in settings.candidates if workspace.history(n).is_file()}
-    verdicts = {d: files.read_json(workspace.verdict(d)) for d in settings.datasets if workspace.verdict(d).is_file()}
-    files.write_text(workspace.report, report.page(held, verdicts, {n: pd.read_csv(p) for n, p in curves.items()}))
 
 
 OF_DATASET: dict[str, Callable[[Workspace, str], None]] = {
@@ -390,6 +404,7 @@ def run(workspace: Workspace, stage: str, subject: str | None) -> None:
     Raises:
         ValueError: no such stage, data set or candidate.
     """
+    start = time.perf_counter()
     if stage == "scorecard":
         scorecard(workspace)
         return
@@ -407,6 +422,17 @@ def run(workspace: Workspace, stage: str, subject: str | None) -> None:
             f"stage {stage}: no {what} {subject!r}{modules.meant(subject or '', known)}; there are: {', '.join(known)}"
         )
     functions[stage](workspace, subject)
+    _note_time(workspace, stage, subject, time.perf_counter() - start)
+
+
+def _note_time(workspace: Workspace, stage: str, subject: str, seconds: float) -> None:
+    """Remember for the report how long a stage took and on what. Not an output: it is never the same twice."""
+    place = workspace.timing(stage, subject)
+    workspace.private.mkdir(exist_ok=True, mode=0o700)
+    device = "CPU"
+    if stage == "train" and (torch := sys.modules.get("torch")) is not None and torch.cuda.is_available():
+        device = torch.cuda.get_device_name()
+    files.write_json(place, {"seconds": round(seconds, 3), "machine": f"{platform.machine()}, {device}"})
 
 
 def problems(workspace: Workspace, settings: Params) -> list[str]:
@@ -437,8 +463,16 @@ def _option_problems(settings: Params) -> list[str]:
 
 
 def _suitability(workspace: Workspace, settings: Params) -> list[str]:
-    """Return each candidate that an application cannot judge, or that learns from the wrong rows for it."""
+    """Return each application that does not suit its data set, and each candidate that one cannot judge or that learns
+    from the wrong rows for it."""
     found = []
+    for key, contests in settings.applications.items():
+        for wanted in contests:
+            reason = _unsuited(workspace, settings, key, wanted, code=None)
+            if reason:
+                found.append(f"applications.{key}.{wanted}: {reason}")
+    if found:
+        return found
     for name, candidate in settings.candidates.items():
         dataset = settings.datasets[candidate.dataset]
         if "threads" in candidate.training:
@@ -451,11 +485,7 @@ def _suitability(workspace: Workspace, settings: Params) -> list[str]:
             if name in contest.rivals():
                 found.append(f"candidates.{name}: {wanted} has a rival of this name; choose another name")
             code = candidate.options.get("code")  # where there is none it follows from other options, and the data
-            images = _holds_images(workspace.root / dataset.path)
-            reason = contest.unsuited(
-                code=code, images=images, labelled=dataset.label is not None, normal=dataset.normal is not None
-            )
-            if reason:
+            if reason := _unsuited(workspace, settings, candidate.dataset, wanted, code=code):
                 found.append(f"candidates.{name}: {wanted} on {candidate.dataset}: {reason}")
             rows = contest.learns_from if dataset.normal is not None else "all"
             if candidate.rows != rows:
@@ -464,6 +494,16 @@ def _suitability(workspace: Workspace, settings: Params) -> list[str]:
                     f"set `rows: {rows}`, or make a candidate of its own for {wanted}"
                 )
     return found
+
+
+def _unsuited(workspace: Workspace, settings: Params, key: str, wanted: str, *, code: int | None) -> str | None:
+    dataset = settings.datasets[key]
+    return application(settings, key, wanted).unsuited(
+        code=code,
+        images=_holds_images(workspace.root / dataset.path),
+        labelled=dataset.label is not None,
+        normal=dataset.normal is not None,
+    )
 
 
 def _holds_images(path: Path) -> bool | None:

@@ -47,6 +47,10 @@ class Workspace:
     def candidate(self, candidate: str) -> Path:
         return self.root / "results" / "candidates" / candidate
 
+    def remarks(self, candidate: str) -> Path:
+        """What a training said of itself, beside the weights."""
+        return self.candidate(candidate) / "remarks.json"
+
     def history(self, candidate: str) -> Path:
         return self.root / "results" / "history" / f"{candidate}.csv"
 
@@ -64,6 +68,7 @@ class Workspace:
 
     @property
     def report(self) -> Path:
+        """Where `sevenfold report` writes. No output of a stage: it says how long things took, which is never the same."""
         return self.root / "results" / "report.html"
 
     # Private places.
@@ -80,6 +85,10 @@ class Workspace:
     def diverged(self, candidate: str) -> Path:
         """The last good weights of a training that failed, for whoever looks into it."""
         return self.private / "diverged" / candidate
+
+    def timing(self, stage: str, subject: str | None) -> Path:
+        """How long a stage took when it last ran here, and on what."""
+        return self.private / "timings" / stage / f"{subject or stage}.json"
 
     @property
     def logs(self) -> Path:

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from sevenfold.datasets.base import Schema, Split
 from sevenfold.models.base import Autoencoder
+from sevenfold.pictures import Picture
 
 Columns = dict[str, np.ndarray]
-"""What a job writes: a name and (n,) values for each column."""
+"""What a job writes: a name and (n,) values for each column, or (n, ...) where a value is an image or a vector."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Application(ABC):
     """The deciding metric; higher is better."""
 
     operation: ClassVar[str]
-    """The batch job that runs `predict`."""
+    """The batch job that runs `predict`: "encode", "denoise", "compress", "index", "score" or "impute"."""
 
     learns_from: ClassVar[Literal["all", "normal"]]
     """Which training rows a candidate may learn from: all, or the normal class only where the data set names one."""
@@ -105,6 +106,19 @@ class Application(ABC):
     @abstractmethod
     def predict(self, model: Autoencoder, x: np.ndarray, observed: np.ndarray | None, schema: Schema) -> Columns:
         """Return what a job writes for these samples, one entry per row."""
+
+    def pictures(self, model: Autoencoder, split: Split, train: Split, schema: Schema) -> list[Picture]:
+        """Draw what the calibrated application makes of some rows of `split`; the report shows the chosen candidate's."""
+        return []
+
+    def comparison(self, scores: Mapping[str, Scores], chosen: str) -> list[Picture]:
+        """Draw candidates and rivals side by side.
+
+        Args:
+            scores: on the test rows, by the name of a candidate or rival, in the order of their primary metric.
+            chosen: the candidate that stands for the autoencoders.
+        """
+        return []
 
 
 def tensor(x: np.ndarray) -> Tensor:

@@ -1,7 +1,8 @@
 """The contract of every autoencoder variant, and the little they all share."""
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +19,8 @@ class Autoencoder(nn.Module, ABC):
 
     A variant is one file in `models/` with one subclass. Its options are keyword-only arguments of `__init__` without
     defaults: params.yaml owns the numbers. In `eval` mode both ways are deterministic and treat each sample on its own.
+    What else a variant can do is told by what it inherits beside this class: `Restorer`, `Compressor`, `Imputer`,
+    `Selector`.
     """
 
     progress: Tensor
@@ -67,10 +70,70 @@ class Autoencoder(nn.Module, ABC):
         trained at half the speed.
         """
 
+    def remarks(self, x: Tensor, observed: Tensor | None) -> list[str]:
+        """Return what a reader of the training's log should know about the trained model, each in one sentence.
+
+        They take little time, whatever the number of rows: see `some`.
+
+        Args:
+            x: validation rows, (n, *shape); at least one.
+            observed: of the same shape; None where all cells are.
+        """
+        return []
+
     def forward(self, x: Tensor, observed: Tensor | None = None) -> Tensor:
         """Return the reconstruction, (n, *shape)."""
         reconstruction: Tensor = self.decode(self.encode(x, observed))
         return reconstruction
+
+
+class Restorer(ABC):
+    """Takes noise off images."""
+
+    @abstractmethod
+    def restore(self, x: Tensor, level: float | Tensor) -> Tensor:
+        """Return the images without their noise, in their own size.
+
+        Args:
+            x: (n, channels, height, width), of any height and width.
+            level: standard deviation of the noise in the unit of x, for all images or one per image, (n,); 0 or more.
+        """
+
+
+class Compressor(ABC):
+    """Turns samples into streams of bytes and back, with the losses of a reconstruction."""
+
+    @abstractmethod
+    def compress(self, x: Tensor) -> list[bytes]:
+        """Return one stream per sample, (n, *shape)."""
+
+    @abstractmethod
+    def decompress(self, streams: Sequence[bytes]) -> Tensor:
+        """Return the samples of these streams, (n, *shape), in the unit of what was compressed, as `forward` gives them.
+
+        Only the model that wrote a stream can read it.
+        """
+
+
+class Imputer(ABC):
+    """Fills gaps."""
+
+    @abstractmethod
+    def impute(self, x: Tensor, observed: Tensor | None) -> Tensor:
+        """Return x (n, *shape) with its gaps filled, in the unit of x; cells that were observed come back as they are.
+
+        Args:
+            observed: bool, of the same shape; None where there are no gaps.
+        """
+
+
+class Selector(ABC):
+    """Selects some of a sample's values, and copies them to the code."""
+
+    @property
+    @abstractmethod
+    def selected(self) -> Tensor:
+        """Return the position in the flat sample of each code value, (code,) int64, from 0; no position twice."""
 
 
 def squared_error(output: Tensor, x: Tensor, observed: Tensor | None) -> Tensor:
@@ -82,7 +145,7 @@ def squared_error(output: Tensor, x: Tensor, observed: Tensor | None) -> Tensor:
 
 
 PIECE = 4096
-"""Rows that `prepare` looks at together: the training rows may be a file that is larger than the memory."""
+"""Rows that `prepare` and `remarks` look at together: the rows may be a file that is larger than the memory."""
 
 
 def pieces(x: Tensor, observed: Tensor | None, places: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor]]:
@@ -95,6 +158,12 @@ def pieces(x: Tensor, observed: Tensor | None, places: Tensor | None = None) -> 
         part = x[start : start + PIECE]
         seen = torch.ones_like(part, dtype=torch.bool) if observed is None else observed[start : start + PIECE]
         yield (part, seen) if places is None else (part[:, places], seen[:, places])
+
+
+def some(x: Tensor, observed: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Return at most `PIECE` of the rows of x (n, ...), evenly spread, and which of their cells were observed."""
+    step = max(1, math.ceil(len(x) / PIECE))
+    return x[::step], None if observed is None else observed[::step]
 
 
 class Standardiser(nn.Module):

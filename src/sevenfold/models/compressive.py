@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sevenfold import augmentation, entropy
+from sevenfold import augmentation, entropy, layouts
 from sevenfold.layouts import Layout
-from sevenfold.models.base import Autoencoder, Standardiser, squared_error
+from sevenfold.models.base import Autoencoder, Compressor, Standardiser, squared_error
 
 GAIN = 8.0
 """Rounding steps to the networks' unit, so that training starts with latents that outlive the rounding."""
@@ -37,7 +37,7 @@ FARTHEST = 1e6
 """Spreads from the center at which values of a sample are held: the square of a larger one may overflow."""
 
 
-class CompressiveAutoencoder(Autoencoder):
+class CompressiveAutoencoder(Autoencoder, Compressor):
     """Rounds its code to whole numbers and knows how likely each is, so that an image becomes a stream of few bytes.
 
     Training minimises rate + weight x distortion. The rate is in bits per value of a sample; the distortion is the mean
@@ -78,20 +78,14 @@ class CompressiveAutoencoder(Autoencoder):
         Raises:
             ValueError: the sample is no image, or an option is out of range.
         """
-        shape = layout.shape
-        if len(shape) != 3:
-            raise ValueError(
-                f"shape is {shape}; expected that of an image, (channels, height, width); use a fully connected variant "
-                "for tables, such as 'deep'"
-            )
-        if min(channels, default=0) < 1:
-            raise ValueError(
-                f"channels is {channels}; expected one number or more, each 1 or more; mend or remove the others"
-            )
+        layout.require_image()
+        if problems := layouts.channel_problems(channels):
+            raise ValueError("; ".join(problems))
         if min(hyper, default=1) < 1:
             raise ValueError(f"hyper is {hyper}; expected numbers of 1 or more, or none; mend or remove the others")
         if not 0 < weight < math.inf:
             raise ValueError(f"weight is {weight}; expected a number above 0; the higher, the better the image")
+        shape = layout.shape
         augmentation.require(augment, shape)
         edges = _halved(shape[1:], len(channels))
         super().__init__(layout, channels[-1] * math.prod(edges), overcomplete=True)
@@ -116,7 +110,8 @@ class CompressiveAutoencoder(Autoencoder):
         self.standardise.learn(x, observed)
 
     def encode(self, x: Tensor, observed: Tensor | None = None) -> Tensor:
-        return torch.round(self._latents(x)).flatten(1)  # (n, code)
+        # Rounding gives -0.0 as well, which differs from 0.0 in nothing but its looks.
+        return torch.round(self._latents(x)).flatten(1) + 0.0  # (n, code)
 
     def decode(self, z: Tensor) -> Tensor:
         output: Tensor = self.standardise.inverse(self.synthesis(z.reshape(-1, *self.grid) / GAIN))

@@ -8,14 +8,14 @@ from torch import Tensor, nn
 
 from sevenfold import cells, networks
 from sevenfold.layouts import Layout
-from sevenfold.models.base import Autoencoder
+from sevenfold.models.base import Autoencoder, Selector
 
 SCALE = 20.0
 """Of the logits per unit of their weights: a choice needs logits of about 10 to be certain, far more than a network's
 weights travel at its learning rate."""
 
 
-class ConcreteAutoencoder(Autoencoder):
+class ConcreteAutoencoder(Autoencoder, Selector):
     """Selects `code` different features of the sample; `encode` returns their values, a network restores all others.
 
     In training each code value is a mixture of features, drawn from a concrete distribution (Maddison et al., 2017;
@@ -79,23 +79,36 @@ class ConcreteAutoencoder(Autoencoder):
     def prepare(self, x: Tensor, observed: Tensor | None) -> None:
         self.cells.learn(x, observed)
 
-    def selected(self) -> list[int]:
-        """Return the index of each code value's feature in the flat sample: the likeliest choice without repetition."""
+    @property
+    def selected(self) -> Tensor:
+        """Return the position of each code value's feature in the flat sample, (code,) int64, from 0.
+
+        The likeliest choice without repetition.
+        """
         # Weights that are no numbers select something, so that training reports the loss that comes of it.
         scores = torch.nan_to_num(self.weights.detach()).double().cpu().numpy()
-        return [int(index) for index in optimize.linear_sum_assignment(scores, maximize=True)[1]]
+        positions = optimize.linear_sum_assignment(scores, maximize=True)[1]
+        return torch.as_tensor(positions, dtype=torch.long, device=self.weights.device)
 
     def certainty(self) -> float:
         """Return the mean over code values of the likeliest feature's probability, 1 / size to 1."""
         return float(self._probabilities().detach().amax(dim=1).mean())
 
+    def remarks(self, x: Tensor, observed: Tensor | None) -> list[str]:
+        likeliest = len(set(self.weights.argmax(dim=1).tolist()))
+        return [
+            f"values of a sample that are selected, by position from 0: {', '.join(map(str, self.selected.tolist()))}",
+            f"the likeliest choice of a code value has a probability of {self.certainty():.3f} on average; "
+            f"{likeliest} of {self.code} likeliest choices are different",
+        ]
+
     def encode(self, x: Tensor, observed: Tensor | None = None) -> Tensor:
-        return x.flatten(1)[:, self.selected()]  # (n, code)
+        return x.flatten(1)[:, self.selected]  # (n, code)
 
     def decode(self, z: Tensor) -> Tensor:
         # A sample of nothing but the selected features, so that they enter as they did in training.
         sample = z.new_zeros(len(z), self.size)
-        selected = self.selected()
+        selected = self.selected
         sample[:, selected] = z
         entering = self.cells.enter(sample.reshape(-1, *self.shape), None)
         return self.cells.leave(self.decoder(entering[:, self.cells.order[selected]]))  # (n, *shape)
@@ -103,7 +116,7 @@ class ConcreteAutoencoder(Autoencoder):
     def losses(self, x: Tensor, observed: Tensor | None) -> dict[str, Tensor]:
         # The code says nothing of gaps, so they enter here as they do in `decode`.
         entering = self.cells.enter(x, None)[:, self.cells.order]  # (n, size), the features in their own order
-        chosen = entering @ self._mixture().T if self.training else entering[:, self.selected()]  # (n, code)
+        chosen = entering @ self._mixture().T if self.training else entering[:, self.selected]  # (n, code)
         output = self.decoder(chosen)
         probabilities = self._probabilities()
         # As in Strypsteen and Bertrand (2021): no feature is worth more than one code value.

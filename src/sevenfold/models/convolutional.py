@@ -39,11 +39,7 @@ class ConvolutionalAutoencoder(Autoencoder):
             ValueError: the sample is no image, or an option is out of range.
         """
         super().__init__(layout, code)
-        if len(self.shape) != 3:
-            raise ValueError(
-                f"shape is {self.shape}; expected that of an image, (channels, height, width); use a fully connected "
-                "variant for tables, such as 'deep'"
-            )
+        layout.require_image()
         augmentation.require(augment, self.shape)
         self.augment = augment
         self.standardise = Standardiser(self.shape)

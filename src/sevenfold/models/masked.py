@@ -9,10 +9,10 @@ from torch import Tensor
 
 from sevenfold import cells, networks
 from sevenfold.layouts import Layout
-from sevenfold.models.base import Autoencoder
+from sevenfold.models.base import Autoencoder, Imputer
 
 
-class MaskedAutoencoder(Autoencoder):
+class MaskedAutoencoder(Autoencoder, Imputer):
     """Fully connected; each column enters as its value, 0 where it is a gap, and a flag that says so.
 
     In each step some of the cells that are known are hidden as well: those that are gaps in another row of the batch,

@@ -10,9 +10,9 @@ import math
 import torch
 from torch import Tensor, nn
 
-from sevenfold import augmentation, networks
+from sevenfold import augmentation, layouts, networks
 from sevenfold.layouts import Layout
-from sevenfold.models.base import Autoencoder, Standardiser, squared_error
+from sevenfold.models.base import Autoencoder, Restorer, Standardiser, squared_error
 
 LEAST_SCALE = 0.1
 """Of the loss, as a share of the data's spread: errors relative to no noise at all would have no bound."""
@@ -22,7 +22,7 @@ BRANCH = 0.2
 training with a high learning rate diverges else."""
 
 
-class ResidualAutoencoder(Autoencoder):
+class ResidualAutoencoder(Autoencoder, Restorer):
     """Convolutions that predict the noise in an image, which is told by its standard deviation, and take it off.
 
     What the decoder needs is the encoder's output at every scale and the image itself: the code is several times as long
@@ -65,11 +65,7 @@ class ResidualAutoencoder(Autoencoder):
         Raises:
             ValueError: the sample is no image, or options are out of range.
         """
-        if len(layout.shape) != 3:
-            raise ValueError(
-                f"shape is {layout.shape}; expected that of an image, (channels, height, width); use a fully connected "
-                "variant for tables, such as 'deep'"
-            )
+        layout.require_image()
         _require_options(channels, blocks, shuffle, levels)
         augmentation.require(augment, layout.shape)
         stride = shuffle << (len(channels) - 1)
@@ -229,11 +225,7 @@ def _reach(scales: int, blocks: int, shuffle: int) -> int:
 
 
 def _require_options(channels: list[int], blocks: int, shuffle: int, levels: list[float]) -> None:
-    problems = []
-    if min(channels, default=0) < 1:
-        problems.append(
-            f"channels is {channels}; expected one number or more, each 1 or more; mend or remove the others"
-        )
+    problems = layouts.channel_problems(channels)
     for name, value in (("blocks", blocks), ("shuffle", shuffle)):
         if value < 1:
             problems.append(f"{name} is {value}; expected 1 or more; set `{name}: 2`, for example")

@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from sevenfold import cells, networks
 from sevenfold.layouts import Layout
-from sevenfold.models.base import Autoencoder
+from sevenfold.models.base import Autoencoder, some
 
 Sparsity = Literal["l1", "kl", "top-k"]
 
@@ -86,13 +86,18 @@ class SparseAutoencoder(Autoencoder):
             losses["sparsity"] = self.weight * _divergence(self.target, potentials)
         return losses
 
-    def dead_units(self, x: Tensor) -> int:
+    def remarks(self, x: Tensor, observed: Tensor | None) -> list[str]:
+        x, observed = some(x, observed)
+        dead = self.dead_units(x, observed)
+        return [f"{dead} of {self.code} code values are dead: the same on all of {len(x)} validation rows"]
+
+    def dead_units(self, x: Tensor, observed: Tensor | None = None) -> int:
         """Return how many code values are dead on samples x (n, *shape): the same for all of them.
 
         The same is within a hundredth of the range of the liveliest one: a sigmoid is never exactly at rest.
         """
         with torch.no_grad():
-            z = self.encode(x)
+            z = self.encode(x, observed)
         ranges = z.amax(dim=0) - z.amin(dim=0)  # (code,)
         return int((ranges <= 0.01 * ranges.max()).sum())
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from sevenfold import cells, networks
 from sevenfold.layouts import Layout
-from sevenfold.models.base import Autoencoder
+from sevenfold.models.base import Autoencoder, some
 
 LEAST_VARIANCE = 1e-5
 """Of the decoder, as a share of the data's own variance: without a floor a perfect reconstruction has no loss."""
@@ -103,9 +103,19 @@ class VariationalAutoencoder(Autoencoder):
             losses["categories"] = self.cells.cross_entropy(output, x).sum(dim=1).mean() / columns
         return losses
 
-    def active_units(self, x: Tensor) -> int:
+    def remarks(self, x: Tensor, observed: Tensor | None) -> list[str]:
+        x, observed = some(x, observed)
+        active = self.active_units(x, observed)
+        return [
+            f"{active} of {self.code} code values are active: their mean's variance over {len(x)} validation rows is above "
+            f"{ACTIVE}"
+        ]
+
+    def active_units(self, x: Tensor, observed: Tensor | None = None) -> int:
         """Return how many code values tell samples of x apart; the others lie unused (Burda et al., 2016)."""
-        return int((self.encode(x).var(dim=0, correction=0) > ACTIVE).sum())
+        with torch.no_grad():
+            z = self.encode(x, observed)
+        return int((z.var(dim=0, correction=0) > ACTIVE).sum())
 
     def _noise(self, like: Tensor) -> Tensor:
         if self.training:
