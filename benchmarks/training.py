@@ -3,7 +3,8 @@
     python benchmarks/training.py [--cases wide narrow images] [--rounds 3] [--json FILE]
 
 Needs the extra `bench`; a peer that is not installed is left out. Every training is a process of its own, and everything that
-happens after the imports counts: captures and compilation too, from an empty cache. Run it on a machine that does nothing else.
+happens after the imports counts: captures and compilation too, from an empty cache. Each round has a seed of its own: of two
+trainings of 400 steps that differ in their seed alone, one may end a quarter worse. Run it on a machine that does nothing else.
 """
 
 import argparse
@@ -89,7 +90,7 @@ class Outcome:
     curve: list[tuple[float, float]]
 
 
-def sevenfold(case: Case, x: np.ndarray, held_out: np.ndarray, threads: int, **settings: Any) -> Outcome:
+def sevenfold(case: Case, x: np.ndarray, held_out: np.ndarray, threads: int, seed: int, **settings: Any) -> Outcome:
     from sevenfold import params, training
     from sevenfold.datasets.base import Split
     from sevenfold.models.base import ModelSpec
@@ -120,20 +121,20 @@ def sevenfold(case: Case, x: np.ndarray, held_out: np.ndarray, threads: int, **s
         split(x),
         split(held_out),
         chosen,
-        seed=0,
+        seed=seed,
         device="cpu",
         on_epoch=lambda epoch: curve.append((time.perf_counter() - start, epoch.loss)),
     )
     return Outcome(time.perf_counter() - start, _error(model, held_out), curve)
 
 
-def plain(case: Case, x: np.ndarray, held_out: np.ndarray, threads: int) -> Outcome:
+def plain(case: Case, x: np.ndarray, held_out: np.ndarray, threads: int, seed: int) -> Outcome:
     """The loop that most people write: a DataLoader, Adam, float32, and a look at the validation rows after each epoch."""
     import torch
     from torch import nn
     from torch.utils.data import DataLoader, TensorDataset
 
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     layers: list[nn.Module] = []
     if len(case.shape) == 3:
         channels = [case.shape[0], *case.widths]
@@ -166,7 +167,7 @@ def plain(case: Case, x: np.ndarray, held_out: np.ndarray, threads: int) -> Outc
     return Outcome(time.perf_counter() - start, curve[-1][1], curve)
 
 
-def pyod(case: Case, x: np.ndarray, held_out: np.ndarray, threads: int, **options: Any) -> Outcome:
+def pyod(case: Case, x: np.ndarray, held_out: np.ndarray, threads: int, seed: int, **options: Any) -> Outcome:
     """PyOD's detector as it comes, with its normalised and thinned out layers, or as `options` say."""
     from pyod.models.auto_encoder import AutoEncoder
 
@@ -177,6 +178,7 @@ def pyod(case: Case, x: np.ndarray, held_out: np.ndarray, threads: int, **option
         batch_size=BATCH,
         hidden_neuron_list=[*case.widths, case.code],
         verbose=0,
+        random_state=seed,
         **options,
     )
     start = time.perf_counter()
@@ -185,17 +187,17 @@ def pyod(case: Case, x: np.ndarray, held_out: np.ndarray, threads: int, **option
     return Outcome(seconds, _error(detector.model.eval(), held_out), [])
 
 
-def bare_pyod(case: Case, x: np.ndarray, held_out: np.ndarray, threads: int) -> Outcome:
-    return pyod(case, x, held_out, threads, batch_norm=False, dropout_rate=0.0)
+def bare_pyod(case: Case, x: np.ndarray, held_out: np.ndarray, threads: int, seed: int) -> Outcome:
+    return pyod(case, x, held_out, threads, seed, batch_norm=False, dropout_rate=0.0)
 
 
-def scikit_learn(case: Case, x: np.ndarray, held_out: np.ndarray, threads: int) -> Outcome:
+def scikit_learn(case: Case, x: np.ndarray, held_out: np.ndarray, threads: int, seed: int) -> Outcome:
     from sklearn.neural_network import MLPRegressor
 
     hidden = case.sizes[1:-1]
     network = MLPRegressor(
         hidden_layer_sizes=hidden, batch_size=BATCH, learning_rate_init=RATE, alpha=0.0, max_iter=case.epochs, tol=0.0,
-        n_iter_no_change=case.epochs, random_state=0,
+        n_iter_no_change=case.epochs, random_state=seed,
     )  # fmt: skip
     start = time.perf_counter()
     with contextlib.suppress(UserWarning):  # that it has not converged
@@ -256,7 +258,7 @@ def _fastest(calls: list[Any]) -> float:
     return best
 
 
-def alone(what: str, case: Case, threads: int) -> dict[str, Any]:
+def alone(what: str, case: Case, threads: int, seed: int) -> dict[str, Any]:
     """Run one contender, or the products, in this process."""
     import torch
 
@@ -267,14 +269,14 @@ def alone(what: str, case: Case, threads: int) -> dict[str, Any]:
         return peaks(case)
     x, held_out = rows(case)
     name, _, options = what.partition(":")
-    outcome = CONTENDERS[name](case, x, held_out, threads, **json.loads(options or "{}"))
+    outcome = CONTENDERS[name](case, x, held_out, threads, seed, **json.loads(options or "{}"))
     return vars(outcome)
 
 
-def process(what: str, name: str, arguments: argparse.Namespace) -> dict[str, Any] | None:
+def process(what: str, name: str, arguments: argparse.Namespace, seed: int = 0) -> dict[str, Any] | None:
     """Run one contender in a process of its own; None where it is not installed."""
     command = [sys.executable, "-W", "ignore", __file__, "--alone", what, "--cases", name]
-    command += ["--threads", str(arguments.threads)]
+    command += ["--threads", str(arguments.threads), "--seed", str(seed)]
     for option in ("rows", "epochs"):
         if getattr(arguments, option):
             command += [f"--{option}", str(getattr(arguments, option))]
@@ -302,7 +304,7 @@ def measure(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     for number in range(arguments.rounds):
         for contender in [c for c in CONTENDERS if c not in left_out]:
             _say(f"{name}: round {number + 1} of {arguments.rounds}, {contender}")
-            outcome = process(contender, name, arguments)
+            outcome = process(contender, name, arguments, seed=number)
             if outcome is None:
                 left_out.add(contender)
                 continue
@@ -364,9 +366,11 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--json", type=Path, help="write everything that was measured to this file")
     parser.add_argument("--alone", help=argparse.SUPPRESS)
+    parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.alone:
-        print(json.dumps(alone(arguments.alone, chosen(CASES[arguments.cases[0]], arguments), arguments.threads)))
+        case = chosen(CASES[arguments.cases[0]], arguments)
+        print(json.dumps(alone(arguments.alone, case, arguments.threads, arguments.seed)))
         return
     peak = process("peak", arguments.cases[0], arguments) or {}
     cores = f"{arguments.threads} thread{'s' * (arguments.threads > 1)}"

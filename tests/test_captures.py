@@ -9,6 +9,7 @@ from torch import nn
 
 import samples
 from sevenfold import arithmetic, captures, modules
+from sevenfold.layouts import Layout
 from sevenfold.models.base import Autoencoder
 from sevenfold.optimizer import AdamW
 from sevenfold.steps import Steps
@@ -125,6 +126,77 @@ def test_a_step_that_is_more_than_its_kernels_is_refused(what):
 
     with pytest.raises(captures.CaptureError, match=message):
         capture(step, [weight], [torch.arange(3.0)])
+
+
+LAYERS = {
+    "needed again after the next kernel": lambda a, b: torch.relu(a) + a * b,
+    "needed again by its view": lambda a, b: (a * b) * (a * b).t().exp().t() + a.t().tanh().t(),
+    "both arguments": lambda a, b: (p := a * b) * p + p.neg(),
+    "an argument and its transpose": lambda a, b: (p := a * b) * p.t(),
+    "a smaller argument": lambda a, b: a + (a * b).sum(dim=0, keepdim=True).exp(),
+    "another order in memory": lambda a, b: torch.relu((a * b).t() + a.t()).t() * b,
+    "a value of its own kind": lambda a, b: torch.sigmoid(a @ b).relu().tanh() @ torch.relu(a),
+}
+
+
+@pytest.mark.parametrize("what", LAYERS)
+def test_what_a_kernel_writes_over_is_not_needed_any_more(what):
+    weight = torch.randn(5, 5, generator=torch.Generator().manual_seed(0)).requires_grad_()
+
+    def step(weight, x):
+        value = LAYERS[what](x @ weight, weight * x)
+        loss = value.square().mean()
+        return torch.stack([loss.detach(), value.detach().sum()]), list(torch.autograd.grad(loss, [weight]))
+
+    kernels, (place,) = capture(step, [weight], [torch.rand(5, 5)])
+    for _ in range(4):
+        x = torch.rand(5, 5)
+        expected, (gradient,) = step(weight, x)
+        assert torch.equal(kernels(x), expected)
+        assert torch.equal(place, gradient)
+
+
+def test_the_losses_of_a_step_outlast_the_next_one():
+    weight = torch.ones(3, requires_grad=True)
+
+    def step(weight, x):
+        losses = (weight * x).exp()
+        return losses.detach().mul(1.0), list(torch.autograd.grad(losses.sum(), [weight]))
+
+    kernels, _ = capture(step, [weight], [torch.arange(3.0)])
+    first, second = kernels(torch.zeros(3)), kernels(torch.ones(3))
+    assert first.tolist() == [1.0, 1.0, 1.0]
+    assert torch.equal(second, torch.ones(3).exp())
+
+
+class Convolved(Autoencoder):
+    """Writes down how what it convolves lies in memory."""
+
+    def __init__(self, channels):
+        super().__init__(Layout((channels, 6, 6)), 1)
+        self.convolution = nn.Conv2d(channels, 4, 3)
+        self.seen = []
+
+    def prepare(self, x, observed):
+        pass
+
+    def encode(self, x, observed=None):
+        return x[:, :1, 0, 0]
+
+    def decode(self, z):
+        return z
+
+    def losses(self, x, observed):
+        self.seen += [x.stride(), self.convolution(x).stride()]
+        return {"one": self.convolution(x).square().mean()}
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_images_go_through_convolutions_with_their_channels_last(channels):
+    model = Convolved(channels)
+    taken, _ = steps(model.to(memory_format=torch.channels_last), compiled=False)
+    taken.take(torch.rand(4, channels, 6, 6), None, 0, 1.0)
+    assert model.seen == [(36 * channels, 1, 6 * channels, channels), (64, 1, 16, 4)]
 
 
 class Weighted(Autoencoder):

@@ -38,7 +38,7 @@ _FILLED = {
     _aten.scalar_tensor.default,
 }  # fmt: skip
 """What depends on shapes alone."""
-_SHORTER = {
+_SHORTER: dict[Any, Any] = {
     _aten.mm.default: torch.mm, _aten.addmm.default: torch.addmm, _aten.t.default: torch.t, _aten.add.Tensor: torch.add,
     _aten.sub.Tensor: torch.sub, _aten.mul.Tensor: torch.mul, _aten.div.Tensor: torch.div, _aten.mul.Scalar: torch.mul,
     _aten.div.Scalar: torch.div, _aten.pow.Tensor_Scalar: torch.pow, _aten.sum.dim_IntList: torch.sum,
@@ -48,6 +48,22 @@ _SHORTER = {
     _aten.stack.default: torch.stack,
 }  # fmt: skip
 """The same kernels, by a shorter way from Python."""
+_CELLWISE: set[Any] = {
+    _aten.add.Tensor, _aten.sub.Tensor, _aten.mul.Tensor, _aten.div.Tensor, _aten.exp.default, _aten.neg.default,
+    _aten.sigmoid.default, _aten.tanh.default, _aten.pow.Tensor_Scalar, _aten.relu.default,
+    _aten.threshold_backward.default, _aten.mse_loss_backward.default,
+}  # fmt: skip
+"""What may write over an argument that is as large as what it gives."""
+_INTO: dict[Any, tuple[Any, str]] = {
+    kernel: (_SHORTER[kernel], "out") for kernel in _CELLWISE & set(_SHORTER) - {_aten.relu.default}
+} | {
+    _aten.mm.default: (torch.mm, "out"),
+    _aten.addmm.default: (torch.addmm, "out"),
+    _aten.sum.dim_IntList: (torch.sum, "out"),
+    _aten.threshold_backward.default: (_aten.threshold_backward.grad_input, "grad_input"),
+    _aten.mse_loss_backward.default: (_aten.mse_loss_backward.grad_input, "grad_input"),
+}
+"""The same kernels where they write to memory that is given to them, by which keyword."""
 
 
 class CaptureError(Exception):
@@ -75,7 +91,7 @@ class Capture:
             fixed: tensors that lie where they are for good: weights, buffers.
             buffers: those of the fixed ones that a step may write to.
             places: memory for each gradient.
-            inputs: of one step; others must have the same shapes and types.
+            inputs: of one step; others must have the same shapes, types and strides.
 
         Raises:
             CaptureError: the kernels do not give the same losses, gradients and buffers, to the bit.
@@ -88,7 +104,9 @@ class Capture:
         program.land(places)
         self._run = program.function()
         # On other numbers than were written down, which shows what was taken for a constant and is none.
-        others = [t.roll(1, 0) if t.dtype == torch.bool else 0.75 * t + 0.25 * t.roll(1, 0) for t in inputs]
+        others = [
+            t.clone().copy_(t.roll(1, 0) if t.dtype == torch.bool else t.lerp(t.roll(1, 0), 0.25)) for t in inputs
+        ]
         with _put_back(buffers):
             expected, gradients = step(*fixed, *others)
             after, chance = [buffer.clone() for buffer in buffers], torch.get_rng_state()
@@ -189,7 +207,9 @@ class _Writer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._graph.output((self._node(losses), [None if g is None else self._node(g) for g in gradients]))
         for node in self._graph.nodes:
             # Their shapes are enough, and take no memory.
-            node.meta["val"] = value.to("meta") if isinstance(value := node.meta.get("val"), Tensor) else None
+            value = node.meta.get("val")
+            node.meta["device"] = value.device if isinstance(value, Tensor) else None
+            node.meta["val"] = value.to("meta") if isinstance(value, Tensor) else None
         written: fx.GraphModule = fx.GraphModule(self._constants, self._graph)
         return written
 
@@ -308,10 +328,7 @@ class _Program:
 
     def function(self) -> Callable[..., Any]:
         """Return the program as a function of the inputs, with as little between its kernels as there can be."""
-        for node in self._graph.nodes:
-            node.target = _SHORTER.get(node.target, node.target)
-        # Not the module itself, which looks for hooks at each call.
-        return self.module().forward
+        return _Routine(self._graph, self._module, self._bound, self._pure).function()
 
     def _results(self) -> tuple[fx.Node, list[Any], fx.Node]:
         (output,) = self._graph.find_nodes(op="output")
@@ -386,16 +403,148 @@ class _Program:
         return not any(n in self._mutated for n in (node, *node.all_input_nodes))
 
 
+class _Routine:
+    """A program as Python's text, whose kernels write to memory that is taken once and for all.
+
+    To take memory anew for each kernel, in each step, costs a narrow network as much as its products do.
+    """
+
+    def __init__(
+        self,
+        graph: fx.Graph,
+        module: nn.Module,
+        bound: Mapping[fx.Node, Tensor],
+        pure: Callable[[fx.Node], bool],
+    ) -> None:
+        self._nodes = list(graph.nodes)
+        self._pure = pure
+        # What lies where it is for good, and is therefore a constant of the text.
+        self._known = dict(bound)
+        self._known |= {node: getattr(module, node.target) for node in self._nodes if node.op == "get_attr"}
+        self._bases = _bases(graph)
+        self._last = {source: i for i, node in enumerate(self._nodes) for source in node.all_input_nodes}
+        self._base_last: dict[fx.Node, int] = {}
+        for node, index in self._last.items():
+            base = self._bases[node]
+            self._base_last[base] = max(index, self._base_last.get(base, 0))
+        self._returned = {self._bases[node] for node in self._nodes[-1].all_input_nodes}
+        self._memory: dict[fx.Node, Tensor] = {}
+        self._idle: dict[tuple[torch.dtype, torch.device, int], list[Tensor]] = {}
+        self._space: dict[str, Any] = {}
+        self._names: dict[fx.Node, str] = {}
+
+    def function(self) -> Callable[..., Any]:
+        inputs = [node for node in self._nodes if node.op == "placeholder" and node not in self._known]
+        self._names |= {node: f"input_{i}" for i, node in enumerate(inputs)}
+        lines = [f"def run({', '.join(self._names.values())}):"]
+        for index, node in enumerate(self._nodes):
+            lines += [f"    {line}" for line in self._lines(index, node)]
+        exec("\n".join(lines), self._space)
+        run: Callable[..., Any] = self._space["run"]
+        return run
+
+    def _lines(self, index: int, node: fx.Node) -> Iterator[str]:
+        if node.op == "output":
+            yield f"return {self._text(node.args[0])}"
+        if node.op != "call_function":
+            return
+        sources = node.all_input_nodes
+        if node.target in _VIEWS and all(source in self._known for source in sources):
+            with torch.no_grad():
+                self._known[node] = node.target(*self._filled(node.args), **self._filled(node.kwargs))
+        elif (memory := self._place(index, node)) is None:
+            target = _SHORTER.get(node.target, node.target)
+            call = self._call(target, node.args, node.kwargs)
+            yield f"{self._name(node)} = {call}" if node in self._last else call
+        elif node.target is _aten.relu.default:
+            yield self._call(torch.relu_, (node.args[0],), {})
+            self._known[node] = memory
+        else:
+            target, keyword = _INTO[node.target]
+            yield self._call(target, node.args, {**node.kwargs, keyword: memory})
+            self._known[node] = memory
+        for source in sources:
+            if self._last[source] == index and self._names.get(source, "input").startswith("value"):
+                yield f"del {self._names[source]}"
+        for base in {self._bases[source] for source in sources}:
+            if self._base_last[base] == index and base in self._memory:
+                self._release(self._memory.pop(base))
+
+    def _place(self, index: int, node: fx.Node) -> Tensor | None:
+        """Return the memory that a node's value has in each step, or None where it takes its own."""
+        value: Tensor | None = node.meta.get("val")
+        if not (node.target in _INTO or node.target in _CELLWISE) or not self._pure(node):
+            return None
+        if value is None or self._bases[node] in self._returned or not _is_dense(value):
+            return None
+        for source in node.all_input_nodes if node.target in _CELLWISE else ():
+            memory = self._memory.get(source)
+            alone = [n for n in node.all_input_nodes if self._bases[n] is source] == [source]
+            if memory is not None and alone and self._base_last[source] == index and _layout(memory) == _layout(value):
+                self._memory[node] = self._memory.pop(source)
+                return memory
+        if node.target not in _INTO:
+            return None
+        device = node.meta["device"]
+        idle = self._idle.get((value.dtype, device, value.numel()))
+        flat = idle.pop() if idle else torch.empty(value.numel(), dtype=value.dtype, device=device)
+        # With the very strides: by them convolutions decide how their own output lies.
+        self._memory[node] = memory = flat.as_strided(value.shape, value.stride())
+        return memory
+
+    def _release(self, memory: Tensor) -> None:
+        self._idle.setdefault((memory.dtype, memory.device, memory.numel()), []).append(
+            memory.as_strided((memory.numel(),), (1,))
+        )
+
+    def _call(self, target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+        named = [f"{keyword}={self._text(value)}" for keyword, value in kwargs.items()]
+        return f"{self._constant(target)}({', '.join([*map(self._text, args), *named])})"
+
+    def _text(self, value: Any) -> str:
+        live: list[fx.Node] = []
+        fx.map_arg(value, lambda node: live.append(node) if node not in self._known else None)
+        if not live:
+            return self._constant(self._filled(value))
+        return self._names[value] if isinstance(value, fx.Node) else f"[{', '.join(map(self._text, value))}]"
+
+    def _filled(self, value: Any) -> Any:
+        return fx.map_arg(value, self._known.__getitem__)
+
+    def _constant(self, value: Any) -> str:
+        self._space[name := f"constant_{len(self._space)}"] = list(value) if isinstance(value, list) else value
+        return name
+
+    def _name(self, node: fx.Node) -> str:
+        return self._names.setdefault(node, f"value_{len(self._names)}")
+
+
+def _layout(value: Tensor) -> tuple[Any, ...]:
+    return value.shape, value.stride(), value.dtype
+
+
+def _is_dense(value: Tensor) -> bool:
+    """Say whether a tensor fills its memory without gaps, in whatever order."""
+    return 1 + sum((n - 1) * s for n, s in zip(value.shape, value.stride(), strict=True)) == value.numel()
+
+
 def _is_random(node: fx.Node) -> bool:
     return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
 
 
-def _mutated(graph: fx.Graph) -> set[fx.Node]:
-    """Return the nodes that some kernel writes to, and all that share their memory."""
+def _bases(graph: fx.Graph) -> dict[fx.Node, fx.Node]:
+    """Return for each node the one whose memory it shares: itself, or what it is a view of."""
     base: dict[fx.Node, fx.Node] = {}
-    written: set[fx.Node] = set()
     for node in graph.nodes:
         base[node] = base[node.args[0]] if _shares_memory(node) else node
+    return base
+
+
+def _mutated(graph: fx.Graph) -> set[fx.Node]:
+    """Return the nodes that some kernel writes to, and all that share their memory."""
+    base = _bases(graph)
+    written: set[fx.Node] = set()
+    for node in graph.nodes:
         if isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable:
             for argument, value in zip(node.target._schema.arguments, node.args, strict=False):
                 if argument.alias_info is not None and argument.alias_info.is_write and isinstance(value, fx.Node):

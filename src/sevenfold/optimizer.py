@@ -5,7 +5,6 @@ step reads and writes every weight and both of its moments.
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -70,12 +69,13 @@ class AdamW:
 
     def step(self, rate: float) -> None:
         """Go one step down the gradient at this learning rate."""
-        norms = [norm for vector in self._vectors for norm in vector.norms()]
-        norm = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
-        scale = (norm / self._gradient_clip).clamp_(min=1.0)
-        self._steps += 1
-        for vector in self._vectors:
-            vector.descend(self._steps, scale, rate, self._weight_decay)
+        with torch.inference_mode():
+            norms = [norm for vector in self._vectors for norm in vector.norms()]
+            norm = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
+            scale = norm.div_(self._gradient_clip).clamp_(1.0)
+            self._steps.add_(1)
+            for vector in self._vectors:
+                vector.descend(self._steps, scale, rate, self._weight_decay)
 
     def state(self) -> dict[str, Tensor]:
         """Return all that a step depends on, but for the weights."""
@@ -184,6 +184,7 @@ def _descend(
     decay: float,
 ) -> None:
     # What torch.optim.AdamW(fused=True) calls, without what it does before, which takes longer than a narrow network does.
-    options: dict[str, Any] = {"amsgrad": False, "maximize": False, "grad_scale": scale, "found_inf": None}
-    options |= {"lr": rate, "beta1": DECAYS[0], "beta2": DECAYS[1], "weight_decay": decay, "eps": EPSILON}
-    torch._fused_adamw_([values], [gradient], [mean], [square], [], [steps], **options)
+    torch._fused_adamw_(
+        [values], [gradient], [mean], [square], [], [steps], lr=rate, beta1=DECAYS[0], beta2=DECAYS[1],
+        weight_decay=decay, eps=EPSILON, amsgrad=False, maximize=False, grad_scale=scale, found_inf=None,
+    )  # fmt: skip

@@ -50,14 +50,32 @@ def joined() -> Iterator[tuple[int, str]]:
     """Join the other processes that torchrun has started, if it has; give this one's rank and its device.
 
     Alone, a process has rank 0 and the first GPU that it may see, or the CPU.
+
+    Raises:
+        ValueError: the environment tells of several processes, but not which of this machine's this one is.
     """
     gpus = torch.cuda.device_count()
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if (size := _number("WORLD_SIZE", "1")) == 1:
         yield 0, "cuda" if gpus else "cpu"
         return
-    local = int(os.environ["LOCAL_RANK"])
+    if "LOCAL_RANK" not in os.environ:
+        raise ValueError(
+            f"WORLD_SIZE is {size} and LOCAL_RANK is not set; expected both or neither; start with torchrun, which sets "
+            "them, or unset WORLD_SIZE to train with one process"
+        )
+    local = _number("LOCAL_RANK")
     distributed.init_process_group("nccl" if gpus else "gloo")
     try:
         yield distributed.get_rank(), f"cuda:{local % gpus}" if gpus else "cpu"
     finally:
         distributed.destroy_process_group()
+
+
+def _number(name: str, default: str = "") -> int:
+    """Return the whole number that a variable of the environment holds."""
+    value = os.environ.get(name, default)
+    if not value.isdecimal():
+        raise ValueError(
+            f"{name} is {value!r}; expected a whole number from 0; start with torchrun, which sets it, or unset it"
+        )
+    return int(value)

@@ -275,12 +275,12 @@ class _Descent:
         """Go through what is left of an epoch."""
         start = time.perf_counter()
         self._model.train()
-        group = self._group
+        group, progress = self._group, self._model.progress
         parts = batches if group is None else tuple(group.share(batch) for batch in batches)
         shares = [len(part) / len(batch) for part, batch in zip(parts, batches, strict=True)]
         first = len(self._taken)
         for index, (x, observed) in enumerate(self._rows.batches(parts, first), start=first):
-            self._model.progress.fill_(self._step / self._count)
+            progress.fill_(self._step / self._count)
             values = self._steps.take(x, observed, self._step, share=1.0 if group is None else shares[index])
             if group is not None:
                 group.add(self._optimizer.gradients)
@@ -307,9 +307,11 @@ class _Descent:
             self._group.spread([b for b in self._model.buffers() if b.is_floating_point()])
         table = table.cpu()
         first = self._step - len(table)
-        for step, values in enumerate(table.tolist(), start=first):
-            place = f"step {step + 1} (epoch {number}, learning rate {self._rate(step):.2g})"
-            _require_finite(dict(zip(self._steps.terms, values, strict=True)), f"in {place}")
+        # Of all steps the first that went wrong, or the last.
+        wrong = (~table.isfinite().all(dim=1)).nonzero()
+        index = int(wrong[0]) if len(wrong) else len(table) - 1
+        place = f"step {first + index + 1} (epoch {number}, learning rate {self._rate(first + index):.2g})"
+        _require_finite(dict(zip(self._steps.terms, table[index].tolist(), strict=True)), f"in {place}")
         weights = torch.tensor(sizes, dtype=torch.double) / len(self._rows)
         fitted = dict(zip(self._steps.terms, (weights @ table).tolist(), strict=True))
         found = self._found()
