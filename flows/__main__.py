@@ -14,7 +14,7 @@ from pathlib import Path
 from types import FrameType
 
 from flows import console, server
-from sevenfold import election, files, jobs, pipeline, registry, stages, workspace
+from sevenfold import election, files, jobs, pipeline, registry, report, stages, workspace
 from sevenfold.workspace import Workspace
 
 
@@ -52,6 +52,8 @@ def _run(place: Workspace) -> int:
                     code = _call("flows.batch", *job) or code
         else:
             print("nothing to train, nothing to publish: data, params and code are those of the last run")
+        if not code and _is_behind(place):
+            report.write(place)
         _finish(place)
         return code
 
@@ -65,7 +67,7 @@ def _due(place: Workspace) -> tuple[str, str, str, str] | None:
     if (sample := election.sample(place)) is None:
         return None
     operation, model, source = sample
-    destination = place.batches / f"{model}.parquet"
+    destination = place.batches / f"{model}{'.npz' if operation == 'denoise' else '.parquet'}"
     champion = registry.champion(place, model)
     receipt = jobs.receipt_path(destination)
     if destination.is_file() and receipt.is_file() and champion is not None:
@@ -73,6 +75,12 @@ def _due(place: Workspace) -> tuple[str, str, str, str] | None:
         if done["digest"] == champion.digest and done["input_digest"] == files.digest(source):
             return None
     return operation, model, str(source), str(destination)
+
+
+def _is_behind(place: Workspace) -> bool:
+    """Say whether the results are newer than the report, as after `dvc repro`, or there is none."""
+    made = place.report.stat().st_mtime if place.report.is_file() else 0.0
+    return place.metrics.is_file() and place.metrics.stat().st_mtime > made
 
 
 def _call(module: str, *arguments: str) -> int:
@@ -103,7 +111,10 @@ def _finish(place: Workspace) -> None:
         print(f"report:       {_short(place, place.report)}")
     for receipt in sorted(place.batches.glob("*.receipt.json")):
         done = json.loads(receipt.read_text(encoding="utf-8"))
-        print(f"scored batch: {_short(place, Path(done['output']))} ({done['rows']:,} rows by {done['model']})")
+        print(
+            f"{done['operation']} job:".ljust(14)
+            + f"{_short(place, Path(done['output']))} ({done['rows']:,} rows by {done['model']})"
+        )
     print("pages:        `make ui` opens MLflow and Prefect")
 
 

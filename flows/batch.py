@@ -18,7 +18,7 @@ def batch(operation: str, model: str, source: str, destination: str, folder: str
     """Run one operation of a model over a file, and return the receipt.
 
     Args:
-        operation: "encode" or "score".
+        operation: "encode", "score", "impute" or "denoise".
         model: `NAME` (its champion), `NAME@ALIAS`, `NAME/VERSION` or a bundle's folder.
         source: CSV, Parquet, npz, npy, IDX or a folder of images.
         destination: .parquet, .csv or .npz; the receipt lies beside it.

@@ -14,7 +14,7 @@ from prefect.futures import PrefectFuture, as_completed
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows import console, devices
-from sevenfold import election, files, params, pipeline, registry, stages, workspace
+from sevenfold import election, files, params, pipeline, registry, report, stages, workspace
 from sevenfold.pipeline import Reproduction, Stage
 from sevenfold.workspace import Workspace
 
@@ -42,6 +42,7 @@ def training(folder: str | None = None) -> None:
         names = _contest_names(settings)
         with console.Display(len(plan) + len(names)) as display:
             failures = fan_out(place, plan, devices.there_are(threads=settings.training.threads), display)
+            failures |= _write_report(place)  # before the elections, which keep it with what they publish
             failures |= _hold_contests(place, settings, failures, display)
         _write_artifacts(place, settings, failures)
     if failures:
@@ -126,6 +127,15 @@ def reproduce(
 
     with devices.held(place, device):
         return reproduction.run(stage, device.environment, show)
+
+
+def _write_report(place: Workspace) -> dict[str, str]:
+    """Write the report; return why there is none, if so."""
+    try:
+        report.write(place)
+    except Exception as error:  # whatever a picture failed by: the elections do not need it
+        return {"report": f"{type(error).__name__}: {error}"}
+    return {}
 
 
 def _contest_names(settings: params.Params) -> list[str]:

@@ -37,7 +37,7 @@ applications:
   digits:
     reduction: {code: 8, neighbours: 12}
   wdbc:
-    anomaly: {false_positive_rate: 0.05, neighbours: 5, reasons: 3}
+    anomaly: {policy: false-positive-rate, value: 0.05, share: null, neighbours: 5, reasons: 3}
 training:
   epochs: 12
   patience: 40

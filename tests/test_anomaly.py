@@ -18,10 +18,12 @@ from sklearn import (
 )
 
 import samples
-from sevenfold import evaluation
+from sevenfold import bundles, evaluation, files, formats, params, stages, trimming
 from sevenfold.applications import anomaly
 from sevenfold.datasets.base import Column, Dataset, TableSchema
+from sevenfold.layouts import Layout
 from sevenfold.models.base import ModelSpec
+from sevenfold.workspace import Workspace
 
 DATA = samples.dataset("table")
 TRAIN = DATA.train.x[DATA.train.normal].astype(float)
@@ -152,16 +154,24 @@ def test_the_score_joins_the_error_over_observed_cells_with_the_distance_to_norm
     seen = np.ones_like(x, bool) if data.test.observed is None else data.test.observed
     z = (x - model.mean.numpy()) @ model.components.numpy().T
     residual = x - (z @ model.components.numpy() + model.mean.numpy())
-    deviation = np.log1p(np.abs(residual - state["residual_median"]) / state["residual_scale"])
-    error = np.ma.masked_array(deviation, ~seen).mean(axis=1).data
+    deviation = np.abs(residual - state["residual_median"]) / state["residual_scale"]
+    error = 0.5 * np.log(np.ma.masked_array(deviation**2, ~seen).mean(axis=1).filled(0) + 1e-6)
     latent = (z - state["code_center"]) / state["code_spread"]
     distances = np.linalg.norm(latent[:, None] - state["reference"][None], axis=2)
     distance = np.log(np.sort(distances, axis=1)[:, :5].mean(axis=1) + 1e-3)
-    terms = (np.stack([error, distance], axis=1) - state["term_center"]) / state["term_scale"]
+    terms = np.stack(
+        [surprise(*of) for of in zip((error, distance), state["term_knots"], state["term_excess"], strict=True)], axis=1
+    )
     latent = np.clip(latent, -state["code_bound"], state["code_bound"])
     learned = terms @ state["term_weight"] + latent @ state["code_weight"] + state["offset"]
-    score = np.maximum(learned, state["threshold"] + terms.mean(axis=1) - state["limit"])
+    score = np.maximum(learned, state["anchor"] + terms.mean(axis=1) - state["limit"])
     np.testing.assert_allclose(judgement.test.values["score"], score, rtol=1e-3, atol=1e-3)
+
+
+def surprise(term, knots, excess):
+    """From each knot to the next one as many nats, up to the last tenth of the normal rows; beyond it exponential."""
+    within = np.interp(term, knots, np.linspace(0, np.log(10), len(knots)))
+    return within + np.maximum(term - knots[-1], 0) / excess
 
 
 def ties(rows, seed):
@@ -217,7 +227,7 @@ def contest(request):
 @pytest.mark.parametrize("rate", [0.05, 0.2])
 def test_the_threshold_flags_the_stated_share_of_fresh_normal_rows(contest, rate):
     data, model, application = contest
-    options = application.options | {"false_positive_rate": rate}
+    options = application.options | {"value": rate}
     calibrated = anomaly.Anomaly(**options).calibrate(model, data.train, data.validation)
     fresh = samples.split(normals(4000, seed=99), normal=np.ones(4000, bool))
     flagged = calibrated.evaluate(model, fresh, data.train).metrics["false_positive_rate"]
@@ -249,7 +259,7 @@ def test_a_few_labelled_anomalies_are_not_looked_at():
     one = application.calibrate(model, data.train, data.validation)
     two = application.calibrate(model, data.train, data.validation.only_normal())
     assert all(np.array_equal(value, two.state[name]) for name, value in one.state.items())
-    assert np.array_equal(one.state["term_weight"], [0.5, 0.5])
+    assert one.state["term_weight"] == pytest.approx([10 / 23, 13 / 23])
     judged, failed = evaluation.judge_rivals(application, data)
     assert set(failed) == {"logistic"}
     reason = "ValueError: 9 labelled anomalies and 800 normal rows in the validation split; expected 10 or more of each"
@@ -262,7 +272,7 @@ def test_contributions_sum_to_the_difference_of_two_scores(contest, monkeypatch)
     x = torch.from_numpy(data.test.x[-80:])
     typical = model.decode(torch.from_numpy(application.state["code_center"])[None]).expand_as(x)
     score = {
-        name: application._score(model, rows.numpy().copy(), None) for name, rows in (("x", x), ("typical", typical))
+        name: application.score(model, rows.numpy().copy(), None) for name, rows in (("x", x), ("typical", typical))
     }
     difference = score["x"] - score["typical"]
 
@@ -375,10 +385,245 @@ def test_without_a_normal_validation_row_there_is_no_threshold():
         samples.application("anomaly").calibrate(model, data.train, odd)
 
 
-def test_data_without_a_normal_class_are_unsuited_and_told_what_would_suit():
-    application = samples.application("anomaly")
-    given = {"code": 3, "images": False, "labelled": True}
-    assert application.unsuited(**given, normal=True) is None
-    assert application.unsuited(**given, normal=False) == (
-        "needs to know which rows are normal to judge by; name their labels in the data set's `normal`"
+def nameless(data):
+    """The same rows, of which nobody says which are normal."""
+    return replace(
+        data, **{part: replace(getattr(data, part), normal=None) for part in ("train", "validation", "test")}
     )
+
+
+@pytest.mark.parametrize("kind", samples.DATASETS)
+def test_where_nobody_names_normal_rows_every_second_one_that_judges_gets_columns_of_others(kind):
+    data = samples.dataset(kind)
+    judged = samples.application("anomaly").judged(nameless(data))
+    assert judged.train is nameless(data).train or judged.train.normal is None
+    for part in ("validation", "test"):
+        before, after = getattr(data, part), getattr(judged, part)
+        assert np.array_equal(after.normal, np.arange(len(before)) % 2 == 0)
+        assert np.array_equal(after.x[::2], before.x[::2])
+        assert np.array_equal(after.ids, before.ids)
+        # Whole columns come from one row each: for a table every value of a category, for an image a quarter.
+        owner = data.schema.feature_of if len(data.schema.shape) == 1 else anomaly._owners(data.schema.layout)
+        x, odd = before.x.reshape(len(before), -1), after.x.reshape(len(before), -1)[1::2]
+        seen = None if before.observed is None else (before.observed, after.observed[1::2])
+        moved = 0
+        for column in np.unique(owner):
+            places = owner == column
+            same = (odd[:, None, places] == x[None][:, :, places]).all(axis=2)  # (planted, rows)
+            if seen is not None:
+                same &= (seen[1][:, None, places] == seen[0][None][:, :, places]).all(axis=2)
+            assert same.any(axis=1).all()
+            moved += (~same[np.arange(len(odd)), np.arange(1, len(x), 2)]).sum()
+        assert moved > 0.5 * len(odd)
+    again = samples.application("anomaly").judged(nameless(data))
+    assert np.array_equal(again.test.x, judged.test.x)
+    assert samples.application("anomaly").judged(data) is data
+
+
+def test_a_quarter_of_an_image_is_a_column():
+    owner = anomaly._owners(Layout((2, 4, 6))).reshape(2, 4, 6)
+    assert np.array_equal(owner[0], owner[1])
+    assert np.array_equal(owner[0], np.kron([[0, 1], [2, 3]], np.ones((2, 3), int)))
+    assert set(anomaly._owners(Layout((1, 5, 1)))) == {0, 1}
+
+
+def test_a_contest_without_labels_is_judged_by_planted_anomalies_and_learns_from_no_label():
+    data = nameless(samples.dataset("table"))
+    model = samples.trained("pca", "table")
+    application = samples.application("anomaly")
+    calibrated, judgement = evaluation.judge(application, model, data)
+    planted = samples.application("anomaly").judged(data)
+    score = calibrated.score(model, planted.test.x, planted.test.observed)
+    odd = ~planted.test.normal
+    assert judgement.test.metrics["average_precision"] == pytest.approx(metrics.average_precision_score(odd, score))
+    assert judgement.test.metrics["average_precision"] > 0.8
+    assert not calibrated.labelled
+    assert calibrated.state["term_weight"] == pytest.approx(anomaly._weights(4, 15))
+    judged, failed = evaluation.judge_rivals(application, data)
+    assert failed == {
+        "logistic": "ValueError: no labelled anomalies: those that are judged by are planted, and teach nothing of real ones"
+    }
+    assert all(np.array_equal(j.test.values["anomaly"], odd) for j in judged.values())
+    again = evaluation.rejudge(calibrated, model, data)
+    assert again.test.metrics == judgement.test.metrics
+
+
+@pytest.mark.parametrize("kind", ["table", "images"])
+def test_any_data_set_can_hold_the_contest(kind):
+    application = samples.application("anomaly")
+    for normal in (True, False):
+        assert application.unsuited(code=3, images=kind == "images", labelled=normal, normal=normal) is None
+
+
+def test_the_longer_a_code_the_more_its_distance_counts():
+    assert anomaly._weights(30, 30) == pytest.approx([1 / 3, 2 / 3])
+    assert anomaly._weights(60, 30) == pytest.approx([1 / 3, 2 / 3])
+    assert anomaly._weights(3, 30) == pytest.approx([1 / 2.1, 1.1 / 2.1])
+    assert anomaly._weights(1, 10**6) == pytest.approx([0.5, 0.5], abs=1e-5)
+
+
+def test_a_surprise_is_the_logarithm_of_the_share_of_normal_rows_further_out():
+    generator = np.random.default_rng(0)
+    normal = np.stack([generator.exponential(0.3, 5000), generator.exponential(2, 5000)], axis=1)
+    known = {n: torch.from_numpy(v) for n, v in anomaly._distribution(normal).items()}
+    fresh = np.stack([generator.exponential(0.3, 5000), generator.exponential(2, 5000)], axis=1).astype(np.float32)
+    got = anomaly._surprise(torch.from_numpy(fresh), known["term_knots"], known["term_excess"]).numpy()
+    # Of an exponential distribution it is the value itself over its mean, also far beyond what was seen.
+    np.testing.assert_allclose(got, fresh / [0.3, 2], rtol=0.12, atol=0.08)
+    far = anomaly._surprise(torch.tensor([[30.0, 200.0]]), known["term_knots"], known["term_excess"]).numpy()
+    np.testing.assert_allclose(far, [[100, 100]], rtol=0.12)
+    low = anomaly._surprise(torch.tensor([[-5.0, -5.0]]), known["term_knots"], known["term_excess"]).numpy()
+    assert np.array_equal(low, [[0, 0]])
+
+
+def test_rows_that_are_all_alike_leave_no_surprise_undefined():
+    known = {n: torch.from_numpy(v) for n, v in anomaly._distribution(np.zeros((5, 2))).items()}
+    got = anomaly._surprise(torch.tensor([[0.0, 1.0]]), known["term_knots"], known["term_excess"])
+    assert got.isfinite().all()
+    assert got[0, 1] > 100
+
+
+def test_curves_are_scikit_learns():
+    score, positive = ties(150, 3)
+    alarms, recall, precision = anomaly._curves(score, positive)
+    expected = metrics.roc_curve(positive, score, drop_intermediate=False)
+    np.testing.assert_allclose(alarms, expected[0][1:])
+    np.testing.assert_allclose(recall, expected[1][1:])
+    ours = dict(zip(recall, precision, strict=True))
+    theirs = metrics.precision_recall_curve(positive, score)
+    for r, p in ours.items():
+        assert any(np.isclose(r, theirs[1]) & np.isclose(p, theirs[0]))
+
+
+def test_pictures_tell_what_was_flagged(contest):
+    data, model, application = contest
+    histogram, bars = application.pictures(model, data.test, data.train, data.schema)
+    metrics_ = application.evaluate(model, data.test, data.train).metrics
+    flagged = round(metrics_["false_positive_rate"] * data.test.normal.sum())
+    assert f"{flagged} of {data.test.normal.sum()} normal rows" in histogram.description
+    assert f"threshold of {application.threshold:.3g}" in histogram.description
+    assert bars.description.startswith("Bars of mean contributions, the largest first: column_")
+
+
+def test_the_most_anomalous_images_are_shown_with_their_errors():
+    data = samples.dataset("images")
+    application, judgement = samples.judged("anomaly", "images")
+    made = application.pictures(samples.trained("pca", "images", "normal"), data.test, data.train, data.schema)
+    assert [picture.name for picture in made] == ["scores", "errors"]
+    assert f"from {judgement.test.values['score'].max():.3g}" in made[1].description
+
+
+def contaminated():
+    """Normal rows of which one in twenty five is wildly off, and nobody says which."""
+    x = normals(500, seed=1)
+    off = np.arange(500) % 25 == 7
+    x[off] = 6 * np.random.default_rng(5).normal(size=(off.sum(), 10))
+    return samples.split(x, normal=~off, y=np.where(off, "odd", "usual")), off
+
+
+def test_trimming_leaves_out_the_rows_that_are_reconstructed_worst():
+    rows, off = contaminated()
+    model, _ = samples.fit(ModelSpec("pca", (10,), {"code": 3}), rows, rows)
+    with torch.inference_mode():
+        error = ((model(torch.from_numpy(rows.x)) - torch.from_numpy(rows.x)) ** 2).mean(dim=1).numpy()
+    kept = trimming.trimmed(model, rows, 0.04)
+    assert np.array_equal(kept.ids, np.sort(np.argsort(error)[:480]))
+    assert off[kept.ids].sum() <= 2  # of the 20 that were there
+    assert len(trimming.trimmed(model, rows, 0.5)) == 250
+    assert len(trimming.trimmed(model, rows.take(np.arange(1)), 0.5)) == 1
+    assert len(trimming.trimmed(model, rows.take(np.arange(0)), 0.5)) == 0
+
+
+def test_cells_that_nobody_observed_do_not_make_a_row_worse():
+    rows, _ = contaminated()
+    model, _ = samples.fit(ModelSpec("pca", (10,), {"code": 3}), rows, rows)
+    seen = np.ones(rows.x.shape, bool)
+    seen[0, 3:] = False
+    gaps = replace(rows, x=np.where(seen, rows.x, 1e6).astype(np.float32), observed=seen)
+    whole, some = trimming.errors(model, rows), trimming.errors(model, gaps)
+    np.testing.assert_allclose(whole[1:], some[1:], rtol=1e-5)
+
+
+CONTAMINATED = """
+seed: 0
+datasets:
+  mine:
+    path: data/raw/mine.parquet
+    {labels}
+    split: {{validation: 0.2, test: 0.3, seed: 0}}
+applications:
+  mine:
+    anomaly: {{policy: mad, value: 5.0, share: null, neighbours: 5, reasons: 2}}
+training: {{epochs: 3, patience: 3, batch_size: 64, learning_rate: 0.01, warmup: 0.1, weight_decay: 0.0, gradient_clip: 1.0, threads: 1}}
+candidates:
+  mine-pca: {{dataset: mine, applications: [anomaly], rows: trimmed, trim: 0.05, variant: pca, options: {{code: 3}}}}
+rivals: {{seconds: 600}}
+gate: {{must_beat_rivals: false, floor: null}}
+"""
+
+
+@pytest.fixture(
+    params=["drop: [kind]", "label: kind\n    normal: [usual]"], ids=["no label", "a label that only judges"]
+)
+def place(request, tmp_path, monkeypatch):
+    """A workspace whose rows are contaminated, and whose candidate trims them."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    place = Workspace(tmp_path)
+    (tmp_path / "data" / "raw").mkdir(parents=True)
+    rows, _ = contaminated()
+    frame = pd.DataFrame(rows.x, columns=[f"column_{i}" for i in range(10)]).assign(kind=rows.y)
+    formats.write(tmp_path / "data" / "raw" / "mine.parquet", frame)
+    place.params.write_text(CONTAMINATED.format(labels=request.param))
+    return place
+
+
+def test_a_candidate_may_learn_from_rows_that_it_trims_itself(place, capsys):
+    assert stages.check(place).candidates["mine-pca"].trim == 0.05
+    stages.prepare(place, "mine")
+    stages.rivals(place, "mine")
+    stages.train(place, "mine-pca")
+    data = Dataset.load(place.prepared("mine"))
+    count = round(0.05 * len(data.train))
+    note = f"of {len(data.train)} training rows {count} were left out, which a first training reconstructed worst"
+    assert note in files.read_json(place.remarks("mine-pca"))
+    assert f"mine-pca: {note}" in capsys.readouterr().out
+    stages.evaluate(place, "mine-pca")
+    held = stages.contest(place, params.load(place.params), "mine", "anomaly")
+    assert held.chosen == "mine-pca"
+    labelled = data.test.normal is not None
+    assert ("logistic" in held.missing) or labelled
+    if labelled:
+        assert held.score("mine-pca") > 0.95
+    # What is trained on the rows that are left is what was written.
+    _, model = bundles.load_model(place.candidate("mine-pca"))
+    spec = ModelSpec.of("pca", data.schema.layout, {"code": 3})
+    first, _ = samples.fit(spec, data.train, data.validation)
+    again, _ = samples.fit(spec, trimming.trimmed(first, data.train, 0.05), data.validation)
+    torch.testing.assert_close(model.state_dict(), again.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("trim: 0.05, ", "", "trim is None with rows trimmed; expected a share, such as 0.05, with `rows: trimmed`"),
+        ("rows: trimmed, ", "", "trim is 0.05 with rows all; expected a share"),
+        ("trim: 0.05", "trim: 0.7", "trim is 0.7: input should be less than or equal to 0.5"),
+    ],
+)
+def test_a_share_to_trim_goes_with_trimmed_rows_only(place, old, new, message):
+    text = place.params.read_text()
+    assert old in text
+    place.params.write_text(text.replace(old, new))
+    with pytest.raises(params.ParamsError) as error:
+        params.load(place.params)
+    assert f"candidates.mine-pca.{message}" in str(error.value)
+
+
+def test_an_application_for_all_rows_takes_no_trimmed_candidate(place):
+    text = place.params.read_text()
+    text = text.replace("    anomaly: {", "    reduction: {code: 3, neighbours: 5}\n    anomaly: {").replace(
+        "[anomaly]", "[reduction, anomaly]"
+    )
+    place.params.write_text(text)
+    with pytest.raises(params.ParamsError, match=r"rows is trimmed; reduction on mine learns from all rows"):
+        stages.check(place)

@@ -20,6 +20,7 @@ HOMES = {
     "faiss": {"applications.search"},
     "argparse": {"cli"},
     "constriction": {"entropy"},
+    "umap": {"applications.reduction"},
 }
 
 
@@ -146,3 +147,22 @@ def test_a_training_depends_on_all_code_that_makes_its_result(variant):
     named = {name.replace("${item.variant}", variant.removeprefix("models.")) for name in named}
     assert named >= found
     assert len(found) > 8
+
+
+@pytest.mark.parametrize("stage", ["rivals", "evaluate"])
+def test_a_judgement_depends_on_all_code_that_makes_its_result(stage):
+    known, found = modules(), set()
+    open_ = {"evaluation"} | ({"bundles", "pictures"} if stage == "evaluate" else set())
+    while open_:
+        name = open_.pop()
+        found.add(name)
+        open_ |= own(known[name]) - found - CARRIERS
+    for name in (n for n in known if n.startswith("applications.")):
+        found |= {other for other in own(known[name]) if not other.startswith("applications.")} - CARRIERS
+    # A rival knows no model and draws nothing; how a gate chooses is for whoever compares.
+    apart = {"gate", *(n for n in found if n.startswith("models.")), "layouts", "applications.base"}
+    wanted = found - apart - ({"pictures"} if stage == "rivals" else set())
+    steps = ruamel.yaml.YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"][stage]["do"]["deps"]
+    named = {d.removeprefix("src/sevenfold/").removesuffix(".py").replace("/", ".") for d in steps if "src" in d}
+    assert named >= wanted
+    assert len(wanted) >= 6

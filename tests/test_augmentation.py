@@ -12,8 +12,8 @@ from sevenfold.models.base import ModelSpec
 COMMON = {"code": 3, "activation": "silu"}
 VARIANTS = {
     "convolutional": COMMON | {"channels": [4], "hidden": [], "blocks": 0},
-    "compressive": {"channels": [4], "hyper": [], "weight": 1.0},
-    "residual": {"channels": [4], "blocks": 1, "activation": "silu", "shuffle": 1, "levels": [0.0, 0.1]},
+    "compressive": {"channels": [4], "hidden": [], "hyper": [], "groups": 1, "weights": [1.0]},
+    "residual": {"channels": [4], "blocks": 1, "activation": "silu", "shuffle": 1, "levels": [0.0, 0.1], "doubt": 0.0},
     "deep": COMMON | {"hidden": [8], "blocks": 0, "tied": False, "numbers": "standard", "categories": "one-hot"},
 }
 
@@ -68,6 +68,29 @@ def test_three_changes_make_the_eight_symmetries_of_a_square_alike_often():
     found = collections.Counter(image.numpy().tobytes() for image in varied)
     assert set(found) == eight
     assert max(abs(count - 500) for count in found.values()) < 4 * np.sqrt(4000 * 1 / 8 * 7 / 8)
+
+
+def test_a_warp_is_slight_and_its_own_for_half_of_the_images():
+    height, width = 16, 12
+    down, right = np.mgrid[:height, :width]
+    blob = np.exp(-((down - 7.5) ** 2 + (right - 5.5) ** 2) / 8).astype(np.float32)
+    x = torch.from_numpy(np.tile(blob, (2000, 1, 1, 1)))
+    seen = torch.ones_like(x, dtype=torch.bool)
+    seen[..., 0] = False
+    varied, where = augmentation.vary(["warp"], x, seen, x.mean(dim=0))
+    changed = (varied - x).abs().amax(dim=(1, 2, 3)) > 1e-6
+    assert changed.float().mean() == pytest.approx(0.5, abs=0.05)
+    assert len(varied[changed].flatten(1).unique(dim=0)) == changed.sum()
+    total = varied.sum(dim=(1, 2, 3)).numpy()
+    center = (varied.numpy()[:, 0] * right).sum(axis=(1, 2)) / total
+    # As far as an eighth of half an edge, to both sides alike, and hardly smaller or larger.
+    reach = augmentation.MOVE * width / 2
+    assert reach * 0.8 < np.abs(center - 5.5).max() < reach * 1.3
+    assert center.mean() == pytest.approx(5.5, abs=0.05)
+    assert np.abs(total / total[~changed.numpy()][0] - 1).max() < 0.25
+    assert (where.float().mean(dim=0)[0, :, 0] == 0).sum() < height  # some gaps moved out
+    assert (where[changed][..., 1].float().mean() < 0.99).item()  # and some moved in
+    assert torch.equal(where[~changed], seen[~changed])
 
 
 @pytest.mark.parametrize("build", PLAIN, indirect=True)

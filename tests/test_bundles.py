@@ -226,7 +226,7 @@ def test_another_format_is_told_before_anything_else(folder, newer):
         ({"application": {"name": "base", "options": {}}}, r"no 'base' in applications/"),
         (
             {"application": {"name": "anomaly", "options": {"neighbours": 3}}},
-            r"anomaly: options missing: false_positive_rate, reasons",
+            r"anomaly: options missing: policy, value, share, reasons",
         ),
         ({"application": {}}, r"bundle\.json has no entry 'name'"),
         (
@@ -241,10 +241,16 @@ def test_another_format_is_told_before_anything_else(folder, newer):
             {
                 "application": {
                     "name": "anomaly",
-                    "options": {"false_positive_rate": "0.1", "neighbours": 3, "reasons": 2},
+                    "options": {
+                        "policy": "false-positive-rate",
+                        "value": "0.1",
+                        "share": None,
+                        "neighbours": 3,
+                        "reasons": 2,
+                    },
                 }
             },
-            "anomaly: option 'false_positive_rate' is '0.1': input should be a valid number",
+            "anomaly: option 'value' is '0.1': input should be a valid number",
         ),
         (
             {"model": {"variant": "pca", "shape": [15], "fields": [{"width": 15, "gaps": False}], "options": {}}},

@@ -79,7 +79,7 @@ COMMANDS = dict(commands(cli._parser()))
 
 def test_the_commands_are_there():
     assert {" ".join(words) for words in COMMANDS} >= {
-        *("", "run", "stage", "encode", "score", "models", "doctor", "dataset", "dataset add")
+        *("", "run", "stage", "report", "encode", "score", "models", "doctor", "dataset", "dataset add")
     }
 
 
@@ -120,6 +120,7 @@ def test_a_wrong_call_exits_with_2_and_shows_the_usage(call, arguments, message)
         ["stage", "train", "digits-deep"],
         ["encode", "model", "in.csv", "out.csv"],
         ["score", "model", "in.csv", "out.csv"],
+        ["report"],
         ["models"],
         ["doctor"],
         ["dataset", "add", "sales", "sales.csv"],
@@ -246,6 +247,27 @@ def test_bad_input_gets_one_error_with_all_that_is_wrong_and_leaves_nothing(call
         assert part in err
     assert "Traceback" not in err
     assert sorted(place.root.rglob("[!.]*")) == before
+
+
+EMPTY = """
+seed: 0
+datasets: {}
+rivals: {seconds: 600}
+training:
+  {epochs: 1, patience: 1, batch_size: 64, learning_rate: 0.001, warmup: 0.1, weight_decay: 0.0, gradient_clip: 1.0, threads: 1}
+gate: {must_beat_rivals: true, floor: null}
+"""
+
+
+def test_the_report_is_written_and_its_place_is_printed(call, place):
+    place.params.write_text(EMPTY)
+    assert call("report") == (0, f"{place.report}\n", "")
+    assert call("report", "--output", "page.html") == (0, "page.html\n", "")
+    assert (place.root / "page.html").read_bytes() == place.report.read_bytes()
+    assert "No contest was held" in place.report.read_text()
+    code, out, err = call("report", "--output", ".")
+    assert (code, out) == (1, "")
+    assert err == "error: . is a folder; name a file in it, such as report.html\n"
 
 
 def test_models_are_listed_by_the_name_that_other_commands_take(call, place, published, monkeypatch):

@@ -106,7 +106,9 @@ def test_yaml_examples_of_own_data_are_taken_by_params(tmp_path):
     text = text.replace("\ndatasets:\n", f"\ndatasets:\n{entry}").replace(
         "\ncandidates:\n", f"\ncandidates:\n{candidate}"
     )
-    anomaly = "  sales:\n    anomaly: {false_positive_rate: 0.05, neighbours: 5, reasons: 3}\n"
+    anomaly = (
+        "  sales:\n    anomaly: {policy: false-positive-rate, value: 0.05, share: null, neighbours: 5, reasons: 3}\n"
+    )
     text = text.replace("\napplications:\n", f"\napplications:\n{anomaly}")
     (tmp_path / "params.yaml").write_text(text)
     settings = params.load(tmp_path / "params.yaml")

@@ -12,6 +12,7 @@ from PIL import Image
 
 from sevenfold import cli, enrolment, files, formats, params, pipeline, stages, validation
 from sevenfold.datasets.base import DataError, Dataset
+from sevenfold.models.base import ModelSpec
 from sevenfold.workspace import Workspace
 
 PARAMS = Path(__file__).parents[1] / "params.yaml"
@@ -132,9 +133,17 @@ def test_a_set_of_any_format_has_sound_params_passes_its_suite_and_prepares(name
     dataset = Dataset.load(workspace.prepared("mine"))
     assert sum(len(s) for s in (dataset.train, dataset.validation, dataset.test)) == len(rows)
     for candidate in made.candidates:
-        code = settings.candidates[candidate].options["code"]
-        assert 1 <= code < min(len(dataset.train.only_normal()), np.prod(dataset.schema.shape))
-    wanted = {"reduction", "anomaly"} if roles.get("normal") else {"reduction"}
+        entry = settings.candidates[candidate]
+        if "code" in entry.options:
+            assert 1 <= entry.options["code"] <= min(len(dataset.train.only_normal()), np.prod(dataset.schema.shape))
+        ModelSpec.of(entry.variant, dataset.schema.layout, entry.options).build()
+        assert entry.rows == (
+            "all" if entry.applications != ("anomaly",) else "normal" if "normal" in roles else "trimmed"
+        )
+    wanted = {"reduction", "search", "anomaly"}
+    wanted |= {"features"} if dataset.train.y is not None else set()
+    wanted |= {"imputation"} if dataset.train.observed is not None else set()
+    wanted |= {"denoising", "compression"} if len(dataset.schema.shape) == 3 else set()
     assert set(settings.applications["mine"]) == wanted
     assert {a for c in made.candidates for a in settings.candidates[c].applications} == wanted
 

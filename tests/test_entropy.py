@@ -178,6 +178,37 @@ def test_a_number_that_is_too_large_is_refused(number):
         entropy.Writer().write(np.array([0, number]), np.zeros(2, np.int64), CODER)
 
 
+@pytest.mark.parametrize("count", [30, 3000])
+def test_learned_tables_come_near_the_distribution_of_numbers_that_they_have_not_seen(count):
+    generator = np.random.default_rng(0)
+
+    def drawn(n):
+        two = np.where(generator.random(n) < 0.4, generator.normal(-6, 1, n), generator.normal(5, 3, n))
+        return np.rint(np.stack([two, generator.laplace(0, 0.3, n), np.full(n, 7.0)], axis=1)).astype(np.int64)
+
+    learned = entropy.learned_tables(drawn(count))
+    fresh = drawn(20_000)
+    bits = entropy.information(fresh, learned).mean(axis=0)
+    ideal = [scipy.stats.entropy(np.unique(column, return_counts=True)[1], base=2) for column in fresh.T]
+    assert (bits - ideal).max() < (0.5 if count < 100 else 0.02)
+    assert bits[2] < 0.02
+
+
+def test_nothing_is_impossible_by_a_learned_table_and_its_information_is_what_it_costs():
+    learned = entropy.learned_tables(np.random.default_rng(0).integers(-3, 4, (50, 2)))
+    coder = entropy.Coder(learned)
+    values = np.array([[0, 1], [70, -2], [-5000, 3], [1 << 20, -(1 << 30)]])
+    stream, found = roundtrip(values.reshape(-1), np.tile([0, 1], 4), coder)
+    np.testing.assert_array_equal(found, values.reshape(-1))
+    assert 8 * len(stream) == pytest.approx(entropy.information(values, learned).sum() + entropy.OVERHEAD, abs=8.5)
+
+
+def test_learned_tables_are_bounded_whatever_they_see():
+    learned = entropy.learned_tables(np.array([[1 << 40, 0], [-(1 << 40), 0], [3, 0]]))
+    assert [len(table.weights) for table in learned] == [2 * entropy.WIDEST + 2, 4]
+    assert all(table.weights.min() >= 1 for table in learned)
+
+
 def test_the_exponential_is_the_true_one():
     x = np.concatenate([np.linspace(-690, 690, 9001), np.linspace(-1, 1, 9001), [0.0]])
     np.testing.assert_allclose(entropy.exp(x), np.exp(x), rtol=4e-16)

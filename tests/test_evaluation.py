@@ -129,15 +129,16 @@ CLEAR, CLOSE = noisy(0.30, 0), noisy(0.301, 1)
 VERDICTS = {
     "no candidate has a result": ({}, {"pca": CLEAR}),
     "deep has no rival to be compared with": ({"deep": CLEAR}, {}),
-    r"deep beats the best rival, pca: explained variance 0\.8\d+ against 0\.6\d+, by 0\.\d+ to 0\.\d+": (
+    r"deep beats the best rival, pca: explained variance 0\.8\d+ against 0\.6\d+ \(higher is better\), by 0\.\d+ to 0\.\d+": (
         {"deep": CLEAR},
         {"pca": noisy(0.8, 1)},
     ),
-    r"pca wins here: use it \(explained variance 0\.8\d+ against 0\.6\d+ of deep\)": (
+    r"pca wins here: use it; explained variance 0\.8\d+ against 0\.6\d+ of deep \(higher is better\), by 0\.\d+ to 0\.\d+": (
         {"deep": noisy(0.8, 1)},
         {"pca": CLEAR},
     ),
-    r"no proven difference between deep \(explained variance 0\.8\d+\) and the best rival, pca \(0\.8\d+\)": (
+    r"no proven difference between deep and the best rival, pca: explained variance 0\.8\d+ against 0\.8\d+ "
+    r"\(higher is better\), a difference of -0\.\d+ to 0\.\d+": (
         {"deep": CLOSE},
         {"pca": CLEAR},
     ),
@@ -152,6 +153,15 @@ VERDICTS = {
 def test_the_verdict_says_in_words_what_the_interval_says_in_numbers(verdict):
     contest = hold(*VERDICTS[verdict])
     assert re.fullmatch(verdict, contest.verdict)
+
+
+def test_where_the_metric_is_on_no_draw_the_verdict_gives_no_range():
+    values = {"error": np.zeros(5), "total": np.zeros(5)}
+    contest = hold({"deep": judgement(0.5, 0.5, **values)}, {"pca": judgement(0.5, 0.4, **values)})
+    assert contest.verdict == (
+        "no proven difference between deep and the best rival, pca: explained variance 0.5000 against 0.4000 "
+        "(higher is better)"
+    )
 
 
 def test_beats_rivals_is_true_only_where_the_interval_lies_above_zero():
@@ -223,6 +233,28 @@ def test_a_calibrated_application_is_judged_again_as_it_is():
 )
 def test_a_number_has_the_digits_that_a_reader_needs(value, text):
     assert evaluation.number(value) == text
+
+
+@pytest.mark.parametrize(
+    ("metric", "text"),
+    [
+        ("average_precision", "average precision"),
+        ("knn_accuracy", "k-NN accuracy"),
+        ("psnr_gain_25", "PSNR gain 25"),
+        ("ms_ssim", "MS-SSIM"),
+        ("rmse_mcar", "RMSE MCAR"),
+    ],
+)
+def test_a_metric_is_named_as_people_write_it(metric, text):
+    assert evaluation.label(metric) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.12345, "0.1235"), (-0.00012345, "-0.00012"), (6.154e-05, "0.000062"), (-1e-12, "0.0000"), (math.nan, "nan")],
+)
+def test_a_small_difference_is_written_without_an_exponent(value, text):
+    assert evaluation.difference(value) == text
 
 
 class _Slow(Rival):

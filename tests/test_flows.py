@@ -1,6 +1,7 @@
 """Flows: what `sevenfold run` does from raw data to a scored batch, what it leaves behind, and how it fails."""
 
 import json
+import os
 import re
 import signal
 import sqlite3
@@ -16,8 +17,9 @@ import pytest
 import zc.lockfile
 
 from conftest import make_project
-from flows import devices
-from sevenfold import bundles, registry
+from flows import __main__, devices, training
+from sevenfold import bundles, evaluation, registry, report
+from sevenfold.workspace import Workspace
 
 NOISE = "level: 0.3, numbers: standard, categories: one-hot}"
 """How the options of the small project's denoising candidate end."""
@@ -100,6 +102,59 @@ def test_verdicts_scores_and_the_report_are_artifacts_of_the_run(ran):
     assert "passed" in found["data-wdbc"]
     assert "wdbc-anomaly/1" in found["scorecard"]
     assert (project.root / "results/report.html").as_uri() in found["report"]
+
+
+def test_a_published_version_has_the_report_of_its_day_and_the_numbers_of_the_page(ran, tmp_path, monkeypatch):
+    import mlflow
+
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    project, _ = ran
+    with project.workspace.settled():
+        client = mlflow.MlflowClient()
+        for name in ("digits-reduction", "wdbc-anomaly"):
+            version = registry.versions(project.workspace, name)[0]
+            page = Path(client.download_artifacts(version.run_id, "report.html", str(tmp_path))).read_text()
+            assert page == project.workspace.report.read_text()
+            assert version.tags["verdict"] in page
+            metrics = client.get_run(version.run_id).data.metrics
+            primary = "explained_variance" if name == "digits-reduction" else "average_precision"
+            row = re.search(rf"<th scope='row'>{version.tags['candidate']}<.*?</tr>", page, re.DOTALL)[0]
+            for metric in (f"test.{primary}", f"validation.{primary}"):
+                assert f">{evaluation.number(metrics[metric])}</td>" in row
+
+
+def test_a_report_that_cannot_be_drawn_is_named_and_stops_nobody(tmp_path, monkeypatch):
+    def fail(place):
+        raise TypeError("no axes")
+
+    monkeypatch.setattr(report, "write", fail)
+    assert training._write_report(Workspace(tmp_path)) == {"report": "TypeError: no axes"}
+
+
+def test_a_report_is_behind_where_there_is_none_or_results_are_newer(tmp_path):
+    place = Workspace(tmp_path)
+    (tmp_path / "results").mkdir()
+    assert not __main__._is_behind(place)  # nothing to report
+    place.metrics.touch()
+    assert __main__._is_behind(place)
+    place.report.touch()
+    os.utime(place.metrics, (0, 0))
+    assert not __main__._is_behind(place)
+    os.utime(place.report, (-1, -1))
+    assert __main__._is_behind(place)
+
+
+def test_a_report_is_written_again_where_results_are_newer(ran, tmp_path):
+    project = ran[0].copy(tmp_path / "project")
+    page = project.workspace.report
+    before = page.read_text()
+    page.write_text("old")
+    run(project)
+    assert page.read_text() == "old"
+    os.utime(page, (0, 0))
+    done = run(project)
+    assert "nothing to train, nothing to publish" in done.stdout
+    assert page.read_text() == before
 
 
 def test_a_held_lock_is_waited_for_and_not_a_failure(project):

@@ -16,6 +16,8 @@ OPTIONS = {
     "code": 16,
     "hidden": [64],
     "activation": "silu",
+    "blocks": 0,
+    "bins": 0,
     "share": 0.2,
     "visible": 0.1,
     "numbers": "standard",
@@ -158,3 +160,42 @@ def test_impossible_options_are_named_at_once():
         build(share=0.6, visible=-1.0)
     with pytest.raises(ValueError, match=r"share is 0.0; expected more than 0"):
         build(share=0.0)
+    with pytest.raises(ValueError, match=r"bins is -1; expected 0 or more"):
+        build(bins=-1)
+    with pytest.raises(ValueError, match=r"blocks is -1; expected 0 or more"):
+        build(blocks=-1)
+
+
+def test_pieces_say_how_far_into_each_a_number_is_and_nothing_of_a_gap():
+    x, seen = planted(2000, 5)
+    model = build(bins=4, blocks=1).eval()
+    model.prepare(torch.where(seen, x, 1e3), seen)
+    pieces = model.pieces(x, seen).reshape(len(x), 6, 4)
+    for column in range(6):
+        have = seen[:, column].numpy()
+        values = x[:, column].numpy()
+        edges = np.quantile(values[have], [0, 0.25, 0.5, 0.75, 1])
+        expected = np.stack([np.interp(values, edges[i : i + 2], [-1, 1]) for i in range(4)], axis=1)
+        np.testing.assert_allclose(pieces[:, column], expected * have[:, None], atol=1e-4)
+
+
+def test_pieces_of_a_column_of_few_values_are_the_steps_between_them():
+    x = torch.tensor([0.0, 1.0, 5.0, 0.0, 0.0, 0.0])[:, None].repeat(1, 6)
+    model = build(bins=2)
+    model.prepare(x, None)
+    assert torch.equal(model.pieces.edges, torch.tensor([0.0, 1.0, 5.0]).expand(6, 3))
+    assert model.pieces(x[1:3], None).reshape(2, 6, 2)[:, 0].tolist() == [[1.0, -1.0], [1.0, 1.0]]
+
+
+def test_numbers_enter_by_pieces_whatever_stands_beside_them():
+    torch.manual_seed(0)
+    x, seen = torch.randn(50, 5), torch.rand(50, 3) > 0.3
+    x[:, 1:4] = torch.eye(3)[torch.arange(50) % 3]
+    seen = seen[:, [0, 1, 1, 1, 2]]
+    model = build(MIXED, bins=8).eval()
+    model.prepare(x, seen)
+    with torch.inference_mode():
+        one, other = (model.encode(torch.where(seen, x, value), seen) for value in (0.0, 1e3))
+        plain = build(MIXED, bins=0)
+    assert torch.equal(one, other)
+    assert model.encoder[0].in_features == plain.encoder[0].in_features + 2 * 8  # of the two numbers

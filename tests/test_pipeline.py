@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -13,7 +14,7 @@ import pytest
 import torch
 
 from conftest import make_project
-from sevenfold import bundles, pipeline, stages, training
+from sevenfold import bundles, evaluation, pipeline, stages, training
 from sevenfold.pipeline import Reproduction
 from sevenfold.workspace import Workspace
 
@@ -38,7 +39,7 @@ def test_dvc_alone_builds_every_metric_plot_and_bundle_without_a_server(reproduc
     assert {d: set(a) for d, a in metrics.items()} == {"digits": {"reduction"}, "wdbc": {"anomaly"}}
     assert len(bundle_digests(reproduced)) == 3
     assert {p.stem for p in (root / "results/history").glob("*.csv")} == {"digits-deep", "digits-denoising", "wdbc-pca"}
-    assert (root / "results/report.html").stat().st_size > 1000
+    assert not (root / "results/report.html").exists()
     assert not (root / ".sevenfold/mlflow").exists()
     assert not (root / ".sevenfold/prefect").exists()
     assert "up to date" in reproduced.run("dvc", "status").stdout
@@ -52,6 +53,24 @@ def test_dvc_shows_metrics_and_plots(reproduced, tmp_path):
     page = (tmp_path / "plots" / "index.html").read_text()
     assert "Loss by epoch, digits-deep" in page
     assert "Test score by contest" in page
+
+
+def test_after_dvc_alone_the_report_is_one_command_and_no_output_of_it(project):
+    place = project.workspace
+    assert project.run("sevenfold", "report").stdout == f"{place.report}\n"
+    page = place.report.read_text()
+    for contests in json.loads(place.metrics.read_text()).values():
+        for contest in contests.values():
+            assert contest["verdict"] in page
+            assert evaluation.number(contest["score"]) in page
+            assert evaluation.number(contest["rival"]["score"]) in page
+    # Every stage ran here, so the page knows how long each took.
+    assert "taken from the cache</td>" not in page
+    assert "up to date" in project.run("dvc", "status").stdout
+    # What DVC takes from its cache ran nowhere.
+    shutil.rmtree(place.private / "timings")
+    project.run("sevenfold", "report")
+    assert "taken from the cache</td>" in place.report.read_text()
 
 
 def test_the_graph_is_that_of_dvc(reproduced):
@@ -80,7 +99,7 @@ def test_editing_one_variant_reruns_that_variant_only(project):
     ("file", "old", "new", "first"),
     [
         ("params.yaml", "code: 8, hidden: [32]", "code: 8, hidden: [33]", ["train@digits-denoising"]),
-        ("params.yaml", "false_positive_rate: 0.05", "false_positive_rate: 0.1", ["rivals@wdbc", "evaluate@wdbc-pca"]),
+        ("params.yaml", "rate, value: 0.05", "rate, value: 0.1", ["rivals@wdbc", "evaluate@wdbc-pca"]),
         ("data/expectations/wdbc.json", '"name"', ' "name"', ["validate@wdbc"]),
     ],
 )

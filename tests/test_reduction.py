@@ -1,5 +1,9 @@
 """Reduction's numbers are those of scikit-learn's own pipelines."""
 
+import importlib.machinery
+import sys
+import types
+
 import numpy as np
 import pytest
 from sklearn import decomposition, manifold, metrics, neighbors, random_projection
@@ -20,7 +24,7 @@ METHODS = {
 
 
 def test_every_rival_is_tested_here():
-    assert METHODS.keys() == samples.application("reduction").rivals().keys()
+    assert METHODS.keys() | {"kernel_pca"} == samples.application("reduction").rivals().keys()
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -40,6 +44,37 @@ def test_a_rivals_numbers_are_those_of_its_own_pipeline(name):
         },
         rel=1e-6,
     )
+
+
+def test_the_kernel_rival_is_what_numpy_makes_of_its_formulas():
+    validation = DATA.validation.x.reshape(len(DATA.validation), -1).astype(float)
+    rival = reduction._KernelComponents
+
+    def kernel(one, other, width, of):
+        exponent = width / (2 * of.var(axis=0).sum())
+        return np.exp(-exponent * ((one[:, None] - other[None]) ** 2).sum(axis=2))
+
+    found = []
+    for width in rival.ENCODER:
+        gram = kernel(TRAIN, TRAIN, width, TRAIN)
+        centre = np.eye(len(TRAIN)) - 1 / len(TRAIN)
+        values, vectors = np.linalg.eigh(centre @ gram @ centre)
+        to_code = vectors[:, -samples.CODE :] / np.sqrt(values[-samples.CODE :])
+
+        def code(x, width=width, gram=gram, centre=centre, to_code=to_code):
+            return (kernel(x, TRAIN, width, TRAIN) - gram.mean(axis=0)) @ centre @ to_code
+
+        z = code(TRAIN)
+        for back in rival.DECODER:
+            for penalty in rival.PENALTIES:
+                weight = np.linalg.solve(kernel(z, z, back, z) + penalty * np.eye(len(z)), TRAIN - TRAIN.mean(axis=0))
+                errors = [
+                    ((kernel(code(x), z, back, z) @ weight + TRAIN.mean(axis=0) - x) ** 2).mean()
+                    for x in (validation, TEST)
+                ]
+                found.append(errors)
+    got = samples.rivals("reduction", "images")[0]["kernel_pca"].test.metrics["mse"]
+    assert got == pytest.approx(min(found)[1], rel=1e-6)
 
 
 def test_what_is_measured_is_what_a_job_writes():
@@ -108,3 +143,94 @@ def test_a_rival_with_more_dimensions_than_the_data_says_so():
     judged, failed = evaluation.judge_rivals(application, DATA)
     assert "pca" not in judged
     assert failed["pca"].startswith("ValueError: n_components=31 must be between 0 and ")
+
+
+def test_the_error_of_components_is_that_of_scikit_learns_pca_of_each_size():
+    errors = reduction._component_errors(TRAIN, TEST, np.ones_like(TEST), 6)
+    for count, error in enumerate(errors, start=1):
+        pca = decomposition.PCA(count, svd_solver="full").fit(TRAIN)
+        assert error == pytest.approx(metrics.mean_squared_error(TEST, pca.inverse_transform(pca.transform(TEST))))
+
+
+def test_gaps_do_not_count_in_the_error_of_components():
+    seen = np.random.default_rng(0).random(TEST.shape) > 0.3
+    (*_, error) = reduction._component_errors(TRAIN, TEST, seen, 3)
+    pca = decomposition.PCA(3, svd_solver="full").fit(TRAIN)
+    output = pca.inverse_transform(pca.transform(TEST))
+    assert error == pytest.approx(metrics.mean_squared_error(TEST[seen], output[seen]))
+
+
+def _by_size(model, application=None):
+    application = application or samples.application("reduction")
+    return {p.name: p for p in application.pictures(model, DATA.test, DATA.train, DATA.schema)}["error_by_size"]
+
+
+def test_as_many_components_as_the_code_has_values_have_the_error_of_our_own():
+    picture = _by_size(samples.trained("pca", "images"))
+    # Ours rounds as float32 does, and may fall to either side.
+    assert picture.title in [f"A code of 4 with the error of {count} principal components" for count in (4, 5)]
+    error = samples.judged("reduction", "images")[1].test.metrics["mse"]
+    assert f"the code of 4 has {error:.4g}" in picture.description
+
+
+def test_a_code_that_is_better_than_all_components_drawn_says_so():
+    class Perfect(type(samples.trained("pca", "images"))):
+        def forward(self, x, observed=None):
+            return x
+
+    model = Perfect(DATA.schema.layout, code=2).eval()
+    picture = _by_size(model, reduction.Reduction(code=2, neighbours=12))
+    assert picture.title == "A code of 2 with the error of more than 16 principal components"
+
+
+@pytest.mark.parametrize("code", [1, 2, 3])
+def test_codes_of_any_size_have_a_map_of_every_row(code):
+    application = reduction.Reduction(code=code, neighbours=12)
+    model = samples.fit(samples.ModelSpec.of("pca", DATA.schema.layout, {"code": code}), DATA.train, DATA.validation)[0]
+    picture = application.pictures(model, DATA.test, DATA.train, DATA.schema)[0]
+    assert picture.description.startswith(f"{len(TEST)} test rows as points in two dimensions: the code")
+    assert picture.title.endswith(", coloured by label")
+    points = picture.content.count(b"<use ")
+    assert points >= len(TEST)
+
+
+def test_a_code_of_two_values_is_drawn_as_it_is_and_a_longer_one_by_its_principal_components():
+    z = np.random.default_rng(0).normal(size=(30, 3)) * [1, 3, 2]
+    assert np.array_equal(reduction._in_two(z[:, :2]), z[:, :2])
+    expected = decomposition.PCA(2, svd_solver="full").fit_transform(z)
+    np.testing.assert_allclose(reduction._in_two(z), expected)
+
+
+def test_the_map_gives_no_colours_to_labels_of_which_ten_are_few():
+    y = np.array([f"{i}" for i in range(40)], object)
+    split = samples.split(np.zeros((40, 2)), y=y)
+    picture = reduction._map({"the code": np.zeros((40, 2))}, split)
+    assert picture.title == "Test rows as the code arranges them"
+
+
+def test_umap_is_drawn_beside_the_code_where_it_is_installed(monkeypatch):
+    asked = {}
+
+    class Umap:
+        def __init__(self, **options):
+            asked.update(options)
+
+        def fit_transform(self, x):
+            return x[:, :2]
+
+    module = types.ModuleType("umap")
+    module.UMAP, module.__spec__ = Umap, importlib.machinery.ModuleSpec("umap", None)
+    monkeypatch.setitem(sys.modules, "umap", module)
+    picture = samples.application("reduction").pictures(
+        samples.trained("pca", "images"), DATA.test, DATA.train, DATA.schema
+    )[0]
+    assert picture.description.endswith("by its two principal components and raw values, by UMAP.")
+    assert asked == {"n_neighbors": 12, "random_state": 0, "n_jobs": 1}
+
+
+def test_the_comparison_has_every_name_and_its_number():
+    everyone = {"ours": samples.judged("reduction", "images")[1].test}
+    everyone |= {name: one.test for name, one in samples.rivals("reduction", "images")[0].items()}
+    (picture,) = samples.application("reduction").comparison(everyone, "ours")
+    for name, scores in everyone.items():
+        assert f"{name} {scores.metrics['explained_variance']:.3f}" in picture.description

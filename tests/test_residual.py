@@ -15,7 +15,15 @@ import samples
 from sevenfold.datasets import photos
 from sevenfold.models.base import ModelSpec
 
-OPTIONS = {"channels": [5, 6], "blocks": 1, "activation": "relu", "shuffle": 2, "levels": [0.05, 0.2], "augment": []}
+OPTIONS = {
+    "channels": [5, 6],
+    "blocks": 1,
+    "activation": "relu",
+    "shuffle": 2,
+    "levels": [0.05, 0.2],
+    "doubt": 0.0,
+    "augment": [],
+}
 BODIES = [
     {"channels": [5], "shuffle": 1},
     {"channels": [5], "shuffle": 2, "blocks": 2},
@@ -67,6 +75,7 @@ def trained():
         "activation": "relu",
         "shuffle": 2,
         "levels": [0.0, 0.2],
+        "doubt": 0.0,
         "augment": [],
     }
     settings = samples.training.Settings(25, 25, 16, 0.01, 0.05, 0.0001, 1.0, 1)
@@ -120,7 +129,7 @@ def test_the_level_that_is_told_counts_and_the_true_one_serves_best():
     model = trained()
     found = {told: mean_psnr(lambda y, told=told: model.restore(y, told), 0.1) for told in (0.0, 0.05, 0.1, 0.2)}
     assert max(found, key=found.get) == 0.1
-    assert found[0.0] < mean_psnr(lambda y: y, 0.1) + 1  # no noise is told, so next to none is found
+    assert mean_psnr(lambda y: y, 0.1) < found[0.0] < found[0.05] - 1  # what is told is less, and less is taken off
 
 
 def test_an_untrained_model_gives_the_image_back():
@@ -280,9 +289,22 @@ def test_judging_adds_the_same_noise_of_the_middle_level_to_each_sample_every_ti
     torch.testing.assert_close(alone.mean(), losses["reconstruction"])
 
 
+def test_the_level_that_training_tells_is_off_by_as_much_as_is_asked_and_judging_tells_the_truth():
+    x = images(2000, 1, 8, 8)
+    for training in (True, False):
+        model = build((1, 8, 8), levels=[0.1, 0.1], doubt=0.2).train(training)
+        torch.manual_seed(0)
+        y, told, _ = shown(model, x)
+        if training:
+            assert float((y - x).std()) == pytest.approx(0.1, rel=0.03)
+            assert stats.kstest(np.log(told.numpy() / 0.1), stats.norm(0, 0.2).cdf).pvalue > 0.01
+        else:
+            torch.testing.assert_close(told, torch.full((2000,), 0.1))
+
+
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("gaps", [True, False])
-def test_the_loss_is_the_error_over_observed_cells_relative_to_the_noise(training, gaps):
+def test_the_loss_is_the_mean_logarithm_of_what_is_left_of_the_noise_in_each_image(training, gaps):
     model, x = build(levels=[0.0, 0.3]).train(training), images(40, 1, 16, 16)
     observed = torch.from_numpy(np.random.default_rng(1).random(x.shape) < 0.7) if gaps else None
     model.prepare(x, observed)
@@ -291,9 +313,20 @@ def test_the_loss_is_the_error_over_observed_cells_relative_to_the_noise(trainin
     with torch.inference_mode():
         errors = (model.restore(y, level).numpy() - masked) ** 2
     assert float(model.standardise.spread) == pytest.approx(masked.std(), rel=1e-4)
-    scale = level.numpy() ** 2 + (0.1 * masked.std()) ** 2
-    expected = (errors / scale[:, None, None, None]).mean()
+    left = errors.reshape(40, -1).mean(axis=1) / (level.numpy() ** 2 + (0.1 * masked.std()) ** 2)
+    expected = np.mean(np.log1p(left / 0.01)) / math.log(101)
     assert losses["reconstruction"].item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_decibel_is_worth_the_same_in_smooth_and_in_textured_images():
+    """Two images that lose half their noise count alike, and not by how much noise is left in each."""
+    model, x = build(levels=[0.2, 0.2]), torch.zeros(2, 1, 16, 16)
+    found = []
+    for gains in ((0.5, 0.1), (0.25, 0.1), (0.5, 0.05)):
+        model.restore = lambda y, level, gains=gains: y * torch.tensor(gains).sqrt().view(-1, 1, 1, 1)
+        found.append(model.losses(x, None)["reconstruction"].item())
+    del model.restore
+    assert found[0] - found[1] == pytest.approx(found[0] - found[2], rel=0.2)
 
 
 def test_the_scale_of_the_data_does_not_change_the_loss():
@@ -345,6 +378,7 @@ def test_what_is_no_image_is_refused_with_its_shape_and_a_remedy(shape):
     [
         *(("channels", value, "expected one number or more, each 1 or more") for value in ([], [8, 0], [-4])),
         *((name, value, "expected 1 or more") for name in ("blocks", "shuffle") for value in (0, -1)),
+        ("doubt", -0.1, "expected 0 or more, and finite"),
         *(
             ("levels", value, "expected the lowest and the highest noise, .*0.2.*, for example")
             for value in ([], [0.1], [0.2, 0.1], [-0.1, 0.1], [0.0, 0.0], [0.1] * 3)

@@ -19,7 +19,7 @@ from sevenfold.workspace import Workspace
 SETTINGS = training.Settings(
     epochs=3, patience=3, batch_size=32, learning_rate=0.01, warmup=0.1, weight_decay=0.0, gradient_clip=1.0, threads=1
 )
-ANOMALY = {"false_positive_rate": 0.1, "neighbours": 3, "reasons": 2}
+ANOMALY = {"policy": "false-positive-rate", "value": 0.1, "share": None, "neighbours": 3, "reasons": 2}
 REDUCTION = {"code": 2, "neighbours": 3}
 
 

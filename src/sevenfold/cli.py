@@ -9,9 +9,13 @@ import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from sevenfold import __version__, workspace
 from sevenfold.workspace import Workspace
+
+if TYPE_CHECKING:
+    from sevenfold.recalibration import Effect
 
 MODEL_HELP = "`NAME` (its champion), `NAME@challenger`, `NAME/3`, or a bundle's folder"
 
@@ -74,8 +78,13 @@ def _parser() -> argparse.ArgumentParser:
     stage.add_argument("stage", help="fetch, validate, prepare, rivals, train, evaluate or scorecard")
     stage.add_argument("subject", nargs="?", metavar="SUBJECT", help="the data set or candidate; scorecard has none")
 
-    for name, help_ in (("encode", "turn rows into codes"), ("score", "score rows for anomalies")):
-        batch = add(name, _batch, help_, f"sevenfold {name} wdbc-anomaly rows.csv out.parquet")
+    for name, help_, call in (
+        ("encode", "turn rows into codes", "wdbc-anomaly rows.csv codes.parquet"),
+        ("score", "score rows for anomalies", "wdbc-anomaly rows.csv scores.parquet"),
+        ("impute", "fill the gaps of a table", "wdbc-imputation rows.csv filled.csv"),
+        ("denoise", "take the noise off images", "photos-denoising noisy.npz clean.npz"),
+    ):
+        batch = add(name, _batch, help_, f"sevenfold {name} {call}")
         batch.add_argument("model", metavar="MODEL", help=MODEL_HELP)
         batch.add_argument(
             "input", metavar="INPUT", type=Path, help="CSV, Parquet, npz, npy, IDX or a folder of images"
@@ -84,6 +93,31 @@ def _parser() -> argparse.ArgumentParser:
             "output", metavar="OUTPUT", type=Path, help=".parquet, .csv or .npz; a receipt lies beside it"
         )
         batch.set_defaults(operation=name)
+
+    report = add("report", _report, "write what came of every contest as one HTML page", "sevenfold report")
+    report.add_argument("--output", metavar="FILE", type=Path, help="where (default: results/report.html)")
+
+    move = add(
+        "threshold",
+        _threshold,
+        "show what thresholds of an anomaly model would flag, or move it without retraining",
+        "sevenfold threshold wdbc-anomaly rows.csv --policy quantile --value 0.99 --move",
+    )
+    move.add_argument("model", metavar="MODEL", help=MODEL_HELP)
+    move.add_argument(
+        "input", metavar="INPUT", type=Path, nargs="?", help="rows whose flags are counted too: CSV, Parquet, npz, ..."
+    )
+    policies = "false-positive-rate, quantile, mad or cost; by default several settings of each"
+    move.add_argument("--policy", metavar="POLICY", help=policies)
+    value_help = (
+        "share of normal rows, quantile of all scores, deviations above the median, or false alarms that a miss costs"
+    )
+    move.add_argument("--value", metavar="NUMBER", type=float, help=value_help)
+    move.add_argument(
+        "--share", metavar="NUMBER", type=float, help="of the rows to come, how many are anomalies, 0 to 1"
+    )
+    move.add_argument("--move", action="store_true", help="make the wanted setting the model's own")
+    move.add_argument("--output", metavar="FOLDER", type=Path, help="where the moved copy of a bundle's folder goes")
 
     models = add("models", _models, "list registered models and their champions", "sevenfold models digits-anomaly")
     models.add_argument("name", nargs="?", help="show every version of this one")
@@ -204,11 +238,87 @@ def _batch(given: argparse.Namespace) -> int:
     return 0
 
 
+def _threshold(given: argparse.Namespace) -> int:
+    place = workspace.find()
+    place.initialise()
+    with place.settled():
+        from sevenfold import bundles, recalibration, registry
+
+        _require_setting(given)
+        found = registry.resolve(place, given.model)
+        if given.move:
+            _require_target(given, registered=found.version is not None)
+        bundle = bundles.load(found.folder, expected=found.digest)
+        contest = recalibration.application(bundle)
+        share = contest.share if given.share is None else given.share
+        wanted = None if given.policy is None else recalibration.Setting(given.policy, given.value, share)
+        scored = None if given.input is None else recalibration.scores(bundle, given.input)
+        effects = recalibration.effects(contest, wanted, share=share, scored=scored)
+        _show_thresholds(effects, contest.labelled)
+        if not given.move or wanted is None:
+            return 0
+        if found.version is None:
+            bundles.save(given.output, recalibration.moved(bundle, wanted))
+            print(f"{given.output}: {given.model} with its threshold moved to {wanted}")
+            return 0
+        version, leads = recalibration.move(place, found.version.name, found.version.number, wanted)
+    print(f"{version.label}: {found.label} with its threshold moved to {wanted}{', champion now' * leads}")
+    return 0
+
+
+def _require_setting(given: argparse.Namespace) -> None:
+    """Raise a ValueError unless the options of `threshold` go together."""
+    from sevenfold import thresholds
+
+    if (given.policy is None) != (given.value is None):
+        raise ValueError("got one of --policy and --value; expected both or none; give the other one too")
+    if given.policy is not None and given.policy not in thresholds.POLICIES:
+        raise ValueError(f"--policy is {given.policy!r}; expected one of {', '.join(thresholds.POLICIES)}")
+    if given.move and given.policy is None:
+        raise ValueError("--move without a setting; say where to with --policy and --value")
+    if given.output is not None and not given.move:
+        raise ValueError("--output without --move writes nothing; add --move")
+
+
+def _require_target(given: argparse.Namespace, *, registered: bool) -> None:
+    """Raise an error unless a moved model has a place to go to: a new version in the registry, or a new folder."""
+    if registered and given.output is not None:
+        raise ValueError("--output is for a bundle's folder; a registered model gets a new version; leave it out")
+    if not registered and given.output is None:
+        raise ValueError(f"{given.model} is a folder, which stays as it is; name another one by --output FOLDER")
+    if not registered and given.output.exists():
+        raise FileExistsError(f"{given.output} exists already; name a folder that does not")
+
+
+def _show_thresholds(effects: "Sequence[Effect]", labelled: bool) -> None:
+    """Print a line for each setting; a star marks the one in use."""
+    anomalies = f"of {'' if labelled else 'planted '}anomalies"
+    lines = [["", "policy", "value", "threshold", "of normal rows", anomalies, "of the input"]]
+    for e in effects:
+        share = f" (share {e.setting.share:g})" if e.setting.share is not None else ""
+        numbers = (f"{e.setting.value:g}{share}", f"{e.threshold:.4g}", f"{e.normal:.2%}", f"{e.strange:.2%}")
+        rows = "-" if e.rows is None else f"{e.rows:,} rows"
+        lines.append(["*" if e.used else "", e.setting.policy, *numbers, rows])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    print("flagged, by setting of the threshold (* in use; rows held out from training):")
+    for line in lines:
+        print("  ".join(cell.ljust(size) for cell, size in zip(line, widths, strict=True)).rstrip())
+
+
 def _counter() -> Callable[[int], None]:
     """Return what shows the rows done so far on a terminal, and nothing elsewhere."""
     if not sys.stderr.isatty():
         return lambda rows: None
     return lambda rows: print(f"\r{rows:,} rows\r", end="", file=sys.stderr, flush=True)
+
+
+def _report(given: argparse.Namespace) -> int:
+    place = workspace.find()
+    with place.settled():
+        from sevenfold import report
+
+        print(report.write(place, given.output))
+    return 0
 
 
 def _models(given: argparse.Namespace) -> int:

@@ -91,7 +91,7 @@ def add(
     if raw.exists() and not inside:
         raise ValueError(f"{raw} exists already; remove it, or choose another name")
     entry = {"path": raw.relative_to(root).as_posix(), **entry, "split": dict(SPLIT)}
-    more = _contests(name, prepared, bool(normal))
+    more = _contests(name, prepared)
     text = params.add_dataset(workspace.params, name, entry, more)
     planned, problems = params.examine(workspace.params, text)
     if problems := problems or stages.problems(workspace, planned):
@@ -275,23 +275,57 @@ def _try(name: str, rows: formats.Rows, entry: dict[str, Any]) -> tuple[base.Dat
     return prepared, [note + ", and ".join(crossing)]
 
 
-def _contests(name: str, dataset: base.Dataset, has_normal: bool) -> dict[str, dict[str, Any]]:
-    """Return first applications and candidates: small ones, to be edited."""
+def _contests(name: str, dataset: base.Dataset) -> dict[str, dict[str, Any]]:
+    """Return first contests, each that suits the data, and first candidates for them: small ones, to be edited."""
+    train = dataset.train
     size = int(np.prod(dataset.schema.shape))
-    code = max(1, min(16, size // 4, len(dataset.train.only_normal()) // 4))
-    hidden = [max(16, min(256, 2 * size))]
+    code = max(1, min(16, size // 4, len(train.only_normal()) // 4))
+    images, gaps = isinstance(dataset.schema, base.ImageSchema), train.observed is not None
+    body = {"hidden": [max(16, min(256, 2 * size))], "activation": "silu"}
+    cells = {"numbers": "standard", "categories": "one-hot"}
+
     applications: dict[str, Any] = {"reduction": {"code": code, "neighbours": 12}}
+    if train.y is not None:
+        applications["features"] = {"code": code}
+    applications["search"] = {"neighbours": 10, "recall": 0.99}
+    shared = [*applications]
+    policy = {"policy": "false-positive-rate", "value": 0.05, "share": None}
+    applications["anomaly"] = {**policy, "neighbours": 5, "reasons": 3}
+    if gaps:
+        applications["imputation"] = {
+            "share": 0.2, "passes": 10, "aids": ["linear", "neighbours"], "draws": None, "flags": False
+        }  # fmt: skip
+    if images:
+        applications["denoising"] = {"levels": [0.06, 0.1, 0.2], "known": False}
+        applications["compression"] = {"steps": [5.6, 4.0, 2.8, 2.0, 1.4, 1.0, 0.7], "decibels": 30.0, "chunk": 1024}
+
     candidates: dict[str, Any] = {}
 
-    def candidate(variant: str, application: str, options: dict[str, Any]) -> dict[str, Any]:
-        rows = {"rows": "normal"} if application == "anomaly" else {}
-        return {"dataset": name, "applications": [application], **rows, "variant": variant, "options": options}
+    def candidate(suffix: str, judged: list[str], variant: str, options: dict[str, Any], **more: Any) -> None:
+        entry = {"dataset": name, "applications": judged, "variant": variant, "options": options}
+        candidates[f"{name}-{suffix}"] = entry | more
 
-    if has_normal:
-        applications["anomaly"] = {"false_positive_rate": 0.05, "neighbours": 5, "reasons": 3}
-    for application in applications:
-        candidates[f"{name}-{application}-pca"] = candidate("pca", application, {"code": code})
-        deep = {"code": code, "hidden": hidden, "activation": "silu", "blocks": 0, "tied": False, "augment": []}
-        deep |= {"numbers": "standard", "categories": "one-hot"}
-        candidates[f"{name}-{application}-deep"] = candidate("deep", application, deep)
+    deep = {"code": code, **body, "blocks": 0, "tied": False, "augment": [], **cells}
+    candidate("pca", shared, "pca", {"code": code})
+    candidate("deep", [*shared, *(["compression"] if images else [])], "deep", deep)
+    # An anomaly among the rows that say what is normal is worth no trust; where nobody knows them, the worst rows go.
+    rows = {"rows": "normal"} if train.normal is not None else {"rows": "trimmed", "trim": 0.05}
+    noise = {"noise": "gaussian", "level": 0.3, **cells, "numbers": "quantile"}
+    candidate("anomaly-pca", ["anomaly"], "pca", {"code": code}, **rows)
+    candidate(
+        "anomaly-denoising", ["anomaly"], "denoising", {"code": code if images else size, **body, **noise}, **rows
+    )
+    if gaps:
+        hiding = {"blocks": 0, "bins": 8, "share": 0.2, "visible": 0.1}
+        candidate("imputation-masked", ["imputation"], "masked", {"code": code, **body, **hiding, **cells})
+    if images:
+        training = {"epochs": 40, "learning_rate": 0.005}
+        restorer = {"channels": [32, 64], "blocks": 1, "activation": "relu", "shuffle": 2, "levels": [0.0, 0.22]}
+        candidate(
+            "denoising-residual",
+            ["denoising"],
+            "residual",
+            {**restorer, "doubt": 0.1, "augment": []},
+            training=training,
+        )
     return {"applications": {name: applications}, "candidates": candidates}

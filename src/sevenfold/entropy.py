@@ -6,6 +6,7 @@ needs for a start anyway, 25 bits, tells a damaged stream from a sound one.
 """
 
 import itertools
+import math
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,6 +25,9 @@ UNIT = 1 << 24
 
 WIDEST = 1 << 11
 """Numbers further than this from 0 are in no table: they escape."""
+
+SMOOTHING = 64
+"""Numbers that a learned table adds to those it has seen, spread as the logistic distribution of their mean and spread."""
 
 TAIL = 12.0
 """Where a table of logistic distributions ends, in scales from their means: beyond lie 6 numbers in a million."""
@@ -82,6 +86,42 @@ def logistic_tables(weights: np.ndarray, means: np.ndarray, scales: np.ndarray) 
         # One more, so that nothing is impossible.
         tables.append(Table(int(low), np.floor(np.append(inside, outside) * UNIT).clip(min=0).astype(np.int64) + 1))
     return tables
+
+
+def learned_tables(values: np.ndarray) -> list[Table]:
+    """Return tables of how often each whole number was seen, one for each column of values (n, columns), n >= 1.
+
+    Between and beyond what was seen they follow the logistic distribution of the column's mean and spread: a histogram of
+    few rows has gaps that mean nothing. They are to be kept, not made again: numpy rounds otherwise on other machines.
+    """
+    tables = []
+    for column in np.clip(np.asarray(values, np.int64), -WIDEST, WIDEST).T:
+        mean, scale = column.mean(), max(column.std() * math.sqrt(3) / math.pi, 0.05)
+        low, high = (
+            int(np.clip(end, -WIDEST, WIDEST))
+            for end in (
+                min(column.min(), math.floor(mean - TAIL * scale)),
+                max(column.max(), math.ceil(mean + TAIL * scale)),
+            )
+        )
+        below = 1 / (1 + exp((mean + 0.5 - np.arange(low, high + 2)) / scale))
+        seen = np.bincount(column - low, minlength=high - low + 1)
+        inside = seen + SMOOTHING * np.diff(below)
+        outside = SMOOTHING * (below[0] + 1 - below[-1])
+        shares = np.append(inside, outside) / (len(column) + SMOOTHING)
+        tables.append(Table(low, np.floor(shares * UNIT).astype(np.int64) + 1))
+    return tables
+
+
+def information(values: np.ndarray, tables: Sequence[Table]) -> np.ndarray:
+    """Return the information in whole numbers (n, columns), each column by its table, (n, columns) in bits."""
+    bits = np.empty(values.shape)
+    for i, (column, table) in enumerate(zip(np.asarray(values, np.int64).T, tables, strict=True)):
+        symbols = table.symbols(column)
+        bits[:, i] = np.log2(table.weights.sum() / table.weights[symbols])
+        escaped = symbols == len(table.weights) - 1
+        bits[escaped, i] += 8 * _lengths(_folded(column[escaped])) + math.log2(_BYTES)
+    return bits
 
 
 def exp(x: np.ndarray) -> np.ndarray:

@@ -69,6 +69,7 @@ def learned_from(application: Application, dataset: Dataset) -> Split:
 
 def judge(application: Application, model: Autoencoder, dataset: Dataset) -> tuple[Application, Judgement]:
     """Calibrate on the validation split and judge on both; returns the calibrated application too."""
+    dataset = application.judged(dataset)
     train = learned_from(application, dataset)
     calibrated = application.calibrate(model, train, dataset.validation)
     validation = calibrated.held_out(model, dataset.validation, train)
@@ -77,6 +78,7 @@ def judge(application: Application, model: Autoencoder, dataset: Dataset) -> tup
 
 def rejudge(calibrated: Application, model: Autoencoder, dataset: Dataset) -> Judgement:
     """Judge a calibrated application as it is, as for a champion of an earlier day."""
+    dataset = calibrated.judged(dataset)
     train = learned_from(calibrated, dataset)
     validation = calibrated.evaluate(model, dataset.validation, train)
     return Judgement(validation, _grouped(calibrated.evaluate(model, dataset.test, train), dataset.test))
@@ -127,6 +129,7 @@ def judge_rivals(
     A rival that fails, or takes longer than its `seconds`, is in the second mapping and in every table: it is never
     left out silently.
     """
+    dataset = application.judged(dataset)
     train = learned_from(application, dataset)
     judged, failed = {}, {}
     for name, rival in application.rivals().items():
@@ -216,15 +219,47 @@ class Contest:
         if self.rival is None or self.against is None:
             return f"{self.chosen} has no rival to be compared with"
         ours, theirs = number(self.score(self.chosen)), number(self.score(self.rival))
-        what = self.primary.replace("_", " ")
+        what, low, high = label(self.primary), self.against.low, self.against.high
         if ours == theirs:
             return f"no difference that matters between {self.chosen} and the best rival, {self.rival}: {what} {ours}"
-        if self.against.low > 0:
-            by = f"by {number(self.against.low)} to {number(self.against.high)}"
-            return f"{self.chosen} beats the best rival, {self.rival}: {what} {ours} against {theirs}, {by}"
-        if self.against.high < 0:
-            return f"{self.rival} wins here: use it ({what} {theirs} against {ours} of {self.chosen})"
-        return f"no proven difference between {self.chosen} ({what} {ours}) and the best rival, {self.rival} ({theirs})"
+        if low > 0:
+            by = f"by {difference(low)} to {difference(high)}"
+            return f"{self.chosen} beats the best rival, {self.rival}: {what} {ours} against {theirs} (higher is better), {by}"
+        if high < 0:
+            by = f"by {difference(-high)} to {difference(-low)}"
+            return f"{self.rival} wins here: use it; {what} {theirs} against {ours} of {self.chosen} (higher is better), {by}"
+        between = f"no proven difference between {self.chosen} and the best rival, {self.rival}"
+        by = f", a difference of {difference(low)} to {difference(high)}" if math.isfinite(low) else ""
+        return f"{between}: {what} {ours} against {theirs} (higher is better){by}"
+
+
+_WRITTEN = {
+    "auroc": "AUROC",
+    "avif": "AVIF",
+    "bd": "BD",
+    "bpp": "bits per pixel",
+    "jpeg": "JPEG",
+    "knn": "k-NN",
+    "mae": "MAE",
+    "mar": "MAR",
+    "mcar": "MCAR",
+    "ms": "MS",
+    "mse": "MSE",
+    "mssim": "MS-SSIM",
+    "pca": "PCA",
+    "png": "PNG",
+    "psnr": "PSNR",
+    "r2": "R²",
+    "rmse": "RMSE",
+    "ssim": "SSIM",
+    "webp": "WebP",
+}
+
+
+def label(metric: str) -> str:
+    """Return a metric's name as people write it: `psnr_gain_25` is PSNR gain 25."""
+    words = [_WRITTEN.get(word, word) for word in metric.split("_") if word]
+    return " ".join(words).replace("MS SSIM", "MS-SSIM")
 
 
 def number(value: float) -> str:
@@ -232,6 +267,15 @@ def number(value: float) -> str:
     if not math.isfinite(value):
         return str(value)
     return f"{value:.4f}" if value == 0 or 0.001 <= abs(value) < 10 else f"{value:.4g}"
+
+
+def difference(value: float) -> str:
+    """Return a difference of two metrics: as `number`, but for a small one two digits, and never an exponent."""
+    if abs(value) < 1e-8:
+        return number(0.0)
+    if not abs(value) < 0.001:  # NaN too
+        return number(value)
+    return f"{value:.{1 - math.floor(math.log10(abs(value)))}f}"
 
 
 def hold(

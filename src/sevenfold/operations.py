@@ -12,7 +12,9 @@ Operation = Callable[[Bundle, formats.Rows], formats.Rows]
 
 
 def encode(bundle: Bundle, rows: formats.Rows) -> formats.Rows:
-    """Return code_0, code_1, ... for each row; every bundle can."""
+    """Return code_0, code_1, ... for each row, or the names of what a selection selected; every bundle can."""
+    if bundle.application.operation == "encode":
+        return formats.Rows(pd.DataFrame(_predicted(bundle, rows)))
     x, observed = bundle.schema.transform(rows)
     return formats.Rows(pd.DataFrame(base.code_columns(bundle.model, x, observed)))
 

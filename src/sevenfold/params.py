@@ -104,14 +104,20 @@ class Training(_Frozen):
 
 
 class Candidate(_Frozen):
-    """One model to train: a variant with its options, on one data set, for these applications; with none it has no rival."""
+    """One model to train: a variant with its options, on one data set, for these applications; with none it has no rival.
+
+    rows: what it learns from: all training rows, those of the normal class, or all without the worst of them, which a first
+        training finds and which may be anomalies.
+    trim: the share of rows that "trimmed" leaves out.
+    """
 
     dataset: str
     applications: tuple[str, ...]
     variant: str
     options: Mapping[str, Any]
     training: Mapping[str, Any] = {}
-    rows: Literal["all", "normal"] = "all"
+    rows: Literal["all", "normal", "trimmed"] = "all"
+    trim: Number | None = Field(default=None, gt=0, le=0.5)
 
 
 class Rivals(_Frozen):
@@ -312,6 +318,11 @@ def _references(params: Params, raw: Mapping[str, Any]) -> list[str]:
         if "datasets" in raw:
             unknown(f"{place}.dataset", f"no data set {candidate.dataset!r}", candidate.dataset, datasets)
         unknown(f"{place}.variant", f"no variant {candidate.variant!r}", candidate.variant, variants)
+        if (candidate.rows == "trimmed") != (candidate.trim is not None):
+            problems.append(
+                f"{place}.trim is {candidate.trim} with rows {candidate.rows}; expected a share, such as 0.05, with `rows: "
+                "trimmed` and with nothing else"
+            )
         for application in candidate.applications if candidate.dataset in datasets else ():
             unknown(
                 f"{place}.applications",

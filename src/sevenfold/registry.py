@@ -31,6 +31,9 @@ CHAMPION, CHALLENGER = "champion", "challenger"
 _NOT_THERE = frozenset({"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"})
 """How MLflow answers to a name, alias or version that does not exist, or that none can have."""
 
+_JUDGED = ("test.", "validation.", "rival.", "held_out.", "threshold")
+"""How the names of metrics begin that are no curves."""
+
 _SERVING = ("mlflow", "numpy", "pandas", "pyarrow", "pydantic", "safetensors", "scikit-learn", "scipy", "torch")
 """What a published model needs beside its own code."""
 
@@ -53,11 +56,15 @@ class Version:
 
 @dataclass(frozen=True)
 class Resolved:
-    """A model that a user named: its bundle's folder, what to call it, and the digest its weights must have."""
+    """A model that a user named: its bundle's folder, what to call it, and the digest its weights must have.
+
+    version: None where the user named a folder.
+    """
 
     folder: Path
     label: str
     digest: str
+    version: Version | None = None
 
 
 def initialise(workspace: Workspace) -> None:
@@ -207,6 +214,48 @@ def publish(
             name, made.model_uri, run.info.run_id, tags=every_tag, description=description, model_id=made.model_id
         )
         return _version(version, []), True
+
+
+def republish(
+    workspace: Workspace,
+    version: Version,
+    folder: Path,
+    *,
+    without: Sequence[str],
+    metrics: Mapping[str, float],
+    tags: Mapping[str, str],
+    description: str,
+) -> tuple[Version, bool]:
+    """Publish a changed bundle of the same weights as a new version with the history of the one that it was made from.
+
+    Parameters, metrics, curves, files and tags are those of that version, but for its decisions.
+
+    Args:
+        without: metrics that are no longer true.
+        metrics, tags: new ones.
+        description: in Markdown, shown on the version's page.
+    """
+    client = _client(workspace)
+    run = client.get_run(version.run_id)
+    kept = {n: v for n, v in run.data.metrics.items() if n not in without and n.startswith(_JUDGED)}
+    curves: dict[str, dict[int, float]] = {}
+    for name in run.data.metrics:
+        if not name.startswith(_JUDGED):
+            curves[name] = {point.step: point.value for point in client.get_metric_history(version.run_id, name)}
+    names = [f.path for f in client.list_artifacts(version.run_id) if not f.is_dir]
+    story = {n: v for n, v in version.tags.items() if not n.startswith(("decided_", "decision", "promoted_"))}
+    copies = [artifact(workspace, version, name) for name in names]
+    return publish(
+        workspace,
+        version.name,
+        folder,
+        params=dict(run.data.params),
+        metrics={**kept, **metrics},
+        curves=pd.DataFrame(curves).rename_axis("epoch").reset_index(),
+        artifacts=[copy for copy in copies if copy is not None],
+        tags={**story, **tags},
+        description=description,
+    )
 
 
 def _plain_version(package: str) -> str:
@@ -474,4 +523,4 @@ def resolve(workspace: Workspace, model: str) -> Resolved:
             f"{name} has no champion yet: no version passed the gate; name one to use it all the same ({there}), or run "
             "`sevenfold run` for a better one"
         )
-    return Resolved(bundle_folder(workspace, chosen[0]), chosen[0].label, chosen[0].digest)
+    return Resolved(bundle_folder(workspace, chosen[0]), chosen[0].label, chosen[0].digest, chosen[0])

@@ -8,9 +8,12 @@ import platform
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from sevenfold import (
     arithmetic,
@@ -25,6 +28,7 @@ from sevenfold import (
     preparation,
     processes,
     training,
+    trimming,
 )
 from sevenfold.applications import base
 from sevenfold.applications.base import Application
@@ -36,8 +40,6 @@ from sevenfold.workspace import Workspace
 
 def fetch(workspace: Workspace, name: str) -> None:
     """Write a built-in data set as a raw file, as if a user had put it there."""
-    import numpy as np
-
     entry = params.load(workspace.params).fetch[name]
     source = modules.load("datasets", name).fetch
     if problems := modules.option_problems(source, entry.options, of=f"fetch.{name}"):
@@ -166,19 +168,33 @@ def train(workspace: Workspace, candidate: str) -> None:
     if problems := spec.problems():
         raise ValueError("; ".join(problems))
     show = _Progress(candidate, settings.settings(candidate).epochs)
+    remarks = []
     with processes.joined() as (rank, device):
-        try:
-            model, history = training.fit(
+
+        def fit(rows: Split, *, untrimmed: bool = False) -> tuple[Autoencoder, training.History]:
+            return training.fit(
                 spec,
-                learn,
+                rows,
                 held_out,
                 training.Settings(**settings.settings(candidate).model_dump()),
                 seed=settings.seed,
                 device=device,
                 on_epoch=show,
-                checkpoint=_checkpoint(workspace, candidate, spec, settings, device),
+                checkpoint=_checkpoint(workspace, candidate, spec, settings, device, untrimmed=untrimmed),
                 cache=workspace.kernels,
             )
+
+        try:
+            if entry.trim is not None:
+                trained_on = trimming.trimmed(fit(learn, untrimmed=True)[0], learn, entry.trim)
+                show.close()
+                show = _Progress(candidate, settings.settings(candidate).epochs)
+                remarks.append(
+                    f"of {len(learn)} training rows {len(learn) - len(trained_on)} were left out, which a first training "
+                    "reconstructed worst"
+                )
+                learn = trained_on
+            model, history = fit(learn)
         except training.DivergenceError as error:
             if error.model is not None and rank == 0:
                 bundles.save_model(workspace.diverged(candidate), spec, error.model)
@@ -188,7 +204,7 @@ def train(workspace: Workspace, candidate: str) -> None:
     if rank:
         return  # the first process writes for all
     show.close()
-    remarks = [*history.notes, *_remarks(model, held_out)]
+    remarks += [*history.notes, *_remarks(model, held_out)]
     for remark in remarks:
         print(f"{candidate}: {remark}")
     bundles.save_model(workspace.candidate(candidate), spec, model)
@@ -224,6 +240,7 @@ _ENGINE = (
     "processes",
     "steps",
     "training",
+    "trimming",
 )
 """Modules that weights depend on, beside the variants."""
 
@@ -232,7 +249,7 @@ SAVE_EVERY = 30.0
 
 
 def _checkpoint(
-    workspace: Workspace, candidate: str, spec: ModelSpec, settings: Params, device: str
+    workspace: Workspace, candidate: str, spec: ModelSpec, settings: Params, device: str, *, untrimmed: bool
 ) -> checkpoints.Checkpoint:
     """Return the place of a training's state: for this spec, these data, settings, code and kind of device alone."""
     import torch
@@ -243,14 +260,16 @@ def _checkpoint(
     parts = [
         files.dumps(spec.to_json()),
         files.dumps(settings.settings(candidate).model_dump()),
-        f"{settings.seed} {entry.rows} {files.digest(workspace.prepared(entry.dataset))}",
+        f"{settings.seed} {entry.rows} {entry.trim} {untrimmed} {files.digest(workspace.prepared(entry.dataset))}",
         *(files.digest(code / name) for name in ("models", *(f"{module}.py" for module in _ENGINE))),
         f"torch {metadata.version('torch')}",
         f"{place.type} {arithmetic.has_bfloat16(place)} {together.size if together else 1}",
     ]
     workspace.private.mkdir(exist_ok=True, mode=0o700)
     identity = hashlib.sha256("\0".join(parts).encode()).hexdigest()
-    return checkpoints.Checkpoint(workspace.checkpoint(candidate), identity, SAVE_EVERY)
+    # A name of a candidate holds no dot, so no other one has this place.
+    place_of = workspace.checkpoint(f"{candidate}.untrimmed" if untrimmed else candidate)
+    return checkpoints.Checkpoint(place_of, identity, SAVE_EVERY)
 
 
 class _Progress:
@@ -296,6 +315,8 @@ def evaluate(workspace: Workspace, candidate: str) -> None:
     entry = settings.candidates[candidate]
     dataset = Dataset.load(workspace.prepared(entry.dataset))
     spec, model = bundles.load_model(workspace.candidate(candidate))
+    if entry.trim is not None:
+        dataset = _trimmed(dataset, model, entry.trim)
     origin = {
         "dataset": entry.dataset,
         "candidate": candidate,
@@ -319,11 +340,19 @@ def evaluate(workspace: Workspace, candidate: str) -> None:
             bundles.save(folder / "bundle", bundles.Bundle(spec, model, dataset.schema, name, calibrated, origin))
             judgement.save(folder, calibrated.primary)
             (folder / "pictures").mkdir()
-            train = evaluation.learned_from(calibrated, dataset)
-            pictures.save(folder / "pictures", calibrated.pictures(model, dataset.test, train, dataset.schema))
+            train, test = evaluation.learned_from(calibrated, dataset), calibrated.judged(dataset).test
+            pictures.save(folder / "pictures", calibrated.pictures(model, test, train, dataset.schema))
             print(
                 f"{entry.dataset}-{name}: {candidate} {calibrated.primary} {judgement.test.metrics[calibrated.primary]:.4f}"
             )
+
+
+def _trimmed(dataset: Dataset, model: Autoencoder, share: float) -> Dataset:
+    """Return the data set with the training rows that the model takes for normal, whatever their labels say."""
+    train = trimming.trimmed(model, dataset.train, share)
+    if train.normal is not None:
+        train = replace(train, normal=np.ones(len(train), bool))
+    return replace(dataset, train=train)
 
 
 def contests(settings: Params) -> list[tuple[str, str]]:
@@ -488,7 +517,8 @@ def _suitability(workspace: Workspace, settings: Params) -> list[str]:
             if reason := _unsuited(workspace, settings, candidate.dataset, wanted, code=code):
                 found.append(f"candidates.{name}: {wanted} on {candidate.dataset}: {reason}")
             rows = contest.learns_from if dataset.normal is not None else "all"
-            if candidate.rows != rows:
+            # What learns from normal rows alone may guess which these are.
+            if candidate.rows != rows and not (candidate.rows == "trimmed" and contest.learns_from == "normal"):
                 found.append(
                     f"candidates.{name}.rows is {candidate.rows}; {wanted} on {candidate.dataset} learns from {rows} rows; "
                     f"set `rows: {rows}`, or make a candidate of its own for {wanted}"

@@ -143,7 +143,8 @@ def fit(
     # Before the model is built: its weights are random too.
     torch.manual_seed(seed)
     model = spec.build()
-    if len(train) < (least := min(model.code, model.size)):
+    # A code longer than the sample is no summary of rows: an image restorer learns from a single one.
+    if len(train) < (least := model.code if model.code <= model.size else 1):
         raise ValueError(
             f"{len(train)} training rows for a code of {model.code}; expected at least {least}; give more rows or a "
             "smaller `code`"

@@ -1,16 +1,23 @@
 """Anomaly detection: which rows are unlike the normal ones, by how much, and because of which features.
 
-The score joins how badly a row is reconstructed, feature by feature, with how far its code is from the codes of normal
-rows. Reconstruction error alone scores much like PCA does.
+Two things are measured of a row: how badly it is reconstructed, by robust z-scores of each feature's error, and how far its
+code is from the codes of normal rows. Each is turned into a surprise, the negative logarithm of the share of held-out
+normal rows that lie further out, and the score is their weighted mean. Reconstruction error alone scores much like PCA does.
+
+Where a data set names no normal class nobody knows its anomalies. Then every second row that judges becomes a planted one,
+whose columns come each from a row of its own: what depends on each other in normal rows does not in these ("dependency
+anomalies", Han et al., 2022, ADBench). They tell detectors apart, and say nothing of how often real anomalies are found.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from sevenfold import pictures, thresholds
 from sevenfold.applications.base import (
     Application,
     Columns,
@@ -23,8 +30,10 @@ from sevenfold.applications.base import (
     require_at_least,
     tensor,
 )
-from sevenfold.datasets.base import Schema, Split
+from sevenfold.datasets.base import Dataset, Schema, Split
+from sevenfold.layouts import Layout
 from sevenfold.models.base import Autoencoder
+from sevenfold.pictures import Picture
 
 ENOUGH = 10
 """Anomalies, and normal rows, in the validation split from which on their labels choose the weights of the terms."""
@@ -35,9 +44,17 @@ LARGEST_REFERENCE = 4096
 STEPS = 32
 """Gradients behind a row's contributions. Their sum then misses by less than a tenth for 19 rows of 20; with 8, by a third."""
 
+KNOTS = 24
+"""Points of a term's distribution that are remembered, up to the last tenth of the normal rows."""
+
+TAIL = 0.1
+"""Share of normal rows that the exponential tail of a term's distribution is fitted to."""
+
 _BATCH = 1024  # rows; their distances to the reference take 16 MB
 
-_MAD_TO_DEVIATION = 1.4826  # of a normal distribution
+_FARTHEST = 1e16  # robust deviations; the squares of more would overflow
+
+_SHOWN = 256  # rows whose contributions a picture is made of
 
 
 class Anomaly(Application):
@@ -47,11 +64,17 @@ class Anomaly(Application):
     operation = "score"
     learns_from = "normal"
 
-    def __init__(self, *, false_positive_rate: float, neighbours: int, reasons: int) -> None:
+    def __init__(
+        self, *, policy: thresholds.Policy, value: float, share: float | None, neighbours: int, reasons: int
+    ) -> None:
         """Set up the score.
 
         Args:
-            false_positive_rate: share of normal rows that the threshold may flag, 0 to 1.
+            policy: what sets the threshold; see `thresholds.Policy`.
+            value: of the policy: share of normal rows to flag (false-positive-rate), quantile of all scores (quantile),
+                deviations above the median (mad), or false alarms that one missed anomaly costs (cost).
+            share: of the rows to come, how many are anomalies, 0 to 1; None takes the share of labelled ones in the
+                validation split, if they are enough.
             neighbours: nearest training codes whose mean distance is the latent term.
             reasons: features to name for each row.
 
@@ -59,27 +82,36 @@ class Anomaly(Application):
             ValueError: an option is out of range.
         """
         require_at_least(1, neighbours=neighbours, reasons=reasons)
-        if not 0 < false_positive_rate < 1:
-            raise ValueError(f"false_positive_rate is {false_positive_rate}; expected a share between 0 and 1")
-        super().__init__({"false_positive_rate": false_positive_rate, "neighbours": neighbours, "reasons": reasons})
-        self.false_positive_rate = false_positive_rate
+        if problems := thresholds.problems(policy, value, share):
+            raise ValueError("; ".join(problems))
+        super().__init__(
+            {"policy": policy, "value": value, "share": share, "neighbours": neighbours, "reasons": reasons}
+        )
+        self.policy: thresholds.Policy = policy
+        self.value = value
+        self.share = share
         self.neighbours = neighbours
         self.reasons = reasons
 
     def unsuited(self, *, code: int | None, images: bool | None, labelled: bool, normal: bool) -> str | None:
-        if not normal:
-            return "needs to know which rows are normal to judge by; name their labels in the data set's `normal`"
         return None
+
+    def judged(self, dataset: Dataset) -> Dataset:
+        """Plant anomalies in the judging splits where nothing is known of which rows are normal."""
+        if dataset.train.normal is not None:
+            return dataset
+        layout = dataset.schema.layout
+        return replace(dataset, validation=planted(dataset.validation, layout), test=planted(dataset.test, layout))
 
     def calibrate(self, model: Autoencoder, train: Split, validation: Split) -> Self:
         """Learn the normalisers of the score's terms from held-out normal rows, their weights, and the threshold.
 
         With `ENOUGH` labelled anomalies in the validation split, a logistic regression on the terms and the code learns
-        the weights from them, and the threshold is set on scores of rows that it did not see. With fewer, the terms
-        weigh the same and no label of an anomaly is looked at.
+        the weights from them, and the threshold is set on scores of rows that it did not see. With fewer, and with
+        planted ones, the terms are weighed by the length of the code, and no label of an anomaly is looked at.
 
         Raises:
-            ValueError: no validation row is normal.
+            ValueError: no validation row is normal, or the threshold's policy needs to know more.
         """
         normals = validation.only_normal()
         if not len(normals):
@@ -92,7 +124,7 @@ class Anomaly(Application):
         center, spread = z.mean(axis=0), z.std(axis=0).clip(min=1e-6)
         residual = _residual(model, normals)
         median = np.nanmedian(residual, axis=0)
-        mad = np.nanmedian(np.abs(residual - median), axis=0) * _MAD_TO_DEVIATION
+        mad = np.nanmedian(np.abs(residual - median), axis=0) * thresholds.MAD_TO_DEVIATION
         # Features that are always reconstructed alike, such as the black rim of an image, would divide by nothing.
         floor = 0.1 * np.sqrt(np.nanmean((residual - median) ** 2)) + 1e-6
         size = z.shape[1]
@@ -102,43 +134,80 @@ class Anomaly(Application):
             "code_center": center,
             "code_spread": spread,
             "reference": ((z - center) / spread)[::step],
-            "term_center": np.zeros(2),
-            "term_scale": np.ones(2),
-            "term_weight": np.full(2, 0.5),
+            "term_weight": _weights(size, model.size),
             "code_weight": np.zeros(size),
             "code_bound": np.full(size, np.inf),
             "offset": np.zeros(1),
             "limit": np.full(1, np.inf),
-            "threshold": np.zeros(1),
+            "anchor": np.zeros(1),
         }
         draft = self.with_state({name: np.asarray(value, np.float32) for name, value in state.items()})
-        # The terms on their own scales first: robust z-scores against held-out normal rows.
-        terms, _ = draft._parts(model, normals)
-        middle = np.median(terms, axis=0)
-        scale = np.maximum(np.median(np.abs(terms - middle), axis=0) * _MAD_TO_DEVIATION, 1e-6)
-        draft.state |= {"term_center": middle.astype(np.float32), "term_scale": scale.astype(np.float32)}
-        if _enough(validation):
+        raw, _ = draft._parts(model, normals)
+        draft.state |= _distribution(raw)
+        odd = planted(normals, model.layout, every=1)
+        known = validation.normal is not None and _labels_teach(train, validation)
+        if known:
+            assert validation.normal is not None
             terms, latent = draft._parts(model, validation)
             draft.state["code_bound"] = np.abs(latent).max(axis=0)
-            # In robust deviations from the typical normal row: twice as far as any that was held out.
+            # In nats: half of the logarithm of the chance that any held-out normal row has.
             draft.state["limit"] = 2 * terms[validation.normal].mean(axis=1).max(keepdims=True)
             weigher, unseen = draft._weigh(model, validation)
             draft.state |= _linear(weigher)
-            held_out = unseen[validation.normal]
+            normal, strange = unseen[validation.normal], unseen[~validation.normal]
         else:
-            held_out = draft._score(model, normals.x, normals.observed)
-        draft.state["threshold"] = np.quantile(held_out, [1 - self.false_positive_rate]).astype(np.float32)
+            normal = draft.score(model, normals.x, normals.observed)
+            strange = draft.score(model, odd.x, odd.observed)
+        draft.state |= {
+            "normal_scores": thresholds.summary(normal).astype(np.float32),
+            "strange_scores": thresholds.summary(strange).astype(np.float32),
+            "share": np.array(
+                [(~validation.normal).mean() if known and validation.normal is not None else 0], np.float32
+            ),
+        }
+        # Where the guard of `_tensor_score` takes over: not at the threshold, which may be moved while scores stay.
+        draft.state["anchor"] = np.array([normal.max()], np.float32)
+        draft._set_threshold()
         return draft
+
+    @property
+    def known(self) -> thresholds.HeldOut:
+        """The scores of held-out rows that the threshold is set by."""
+        share = float(self.state["share"][0]) if self.share is None else self.share
+        return thresholds.HeldOut(self.state["normal_scores"], self.state["strange_scores"], share)
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the anomalies of `known` were labelled ones; else they were planted among normal rows."""
+        return bool(self.state["share"][0] > 0)
+
+    @property
+    def threshold(self) -> float:
+        return float(self.state["threshold"][0])
+
+    def _set_threshold(self) -> None:
+        self.state["threshold"] = np.array([thresholds.place(self.policy, self.value, self.known)], np.float32)
+
+    def moved(self, policy: thresholds.Policy, value: float, share: float | None) -> Self:
+        """Return a copy with the threshold of another setting; scores stay as they are.
+
+        Raises:
+            ValueError: the setting is out of range, or needs to know more than the bundle does.
+        """
+        setting = {"policy": policy, "value": value, "share": share}
+        copy = type(self)(**self.options | setting).with_state(self.state)
+        copy._set_threshold()
+        return copy
 
     def held_out(self, model: Autoencoder, validation: Split, train: Split) -> Scores:
         """Judge by scores from folds that left each row out, where the labels of these rows chose the weights."""
-        if not _enough(validation):
+        if not self.labelled:
             return self.evaluate(model, validation, train)
         assert validation.normal is not None
         _, unseen = self._weigh(model, validation)
         terms, _ = self._parts(model, validation)
-        unseen = np.maximum(unseen, self.state["threshold"] + terms.mean(axis=1) - self.state["limit"])
-        return self.scores(unseen, ~validation.normal, float(self.state["threshold"][0]))
+        unseen = np.maximum(unseen, self.state["anchor"] + terms.mean(axis=1) - self.state["limit"])
+        return self.scores(unseen, ~validation.normal, self.threshold)
 
     def _weigh(self, model: Autoencoder, validation: Split) -> tuple[Any, np.ndarray]:
         """Return a logistic regression on the terms and the code, and scores (n,) by folds that left each row out."""
@@ -165,23 +234,28 @@ class Anomaly(Application):
     def _terms(
         self, model: Autoencoder, x: Tensor, observed: Tensor | None, state: Mapping[str, Tensor]
     ) -> tuple[Tensor, Tensor]:
-        """Return the normalised terms (n, 2), error and latent distance, and the whitened codes (n, code)."""
+        """Return the terms (n, 2), error and latent distance, as surprises, and the whitened codes (n, code).
+
+        Before the distribution of the terms is known they are what it is learned from.
+        """
         z = model.encode(x, observed)
         residual = (x - model.decode(z)).flatten(1)
         deviation = (residual - state["residual_median"]).abs() / state["residual_scale"]  # (n, size)
-        # The logarithm keeps one wild feature from drowning many that are a little off.
-        deviation = torch.log1p(deviation)
+        square = deviation.clamp(max=_FARTHEST).square()
         if observed is None:
-            error = deviation.mean(dim=1)
+            square = square.mean(dim=1)
         else:
             seen = observed.flatten(1)
-            error = (deviation * seen).sum(dim=1) / seen.sum(dim=1).clamp(min=1)
+            square = (square * seen).sum(dim=1) / seen.sum(dim=1).clamp(min=1)
+        error = 0.5 * torch.log(square + 1e-6)
         latent = (z - state["code_center"]) / state["code_spread"]  # (n, code)
         distance = torch.log(self._nearest(latent, state["reference"]).mean(dim=1) + 1e-3)
         terms = torch.stack([error, distance], dim=1)
+        if "term_knots" in state:
+            terms = _surprise(terms, state["term_knots"], state["term_excess"])
         # What weights were learned on reaches so far; beyond it a code says nothing more.
         latent = torch.clamp(latent, -state["code_bound"], state["code_bound"])
-        return (terms - state["term_center"]) / state["term_scale"], latent
+        return terms, latent
 
     def _nearest(self, latent: Tensor, reference: Tensor) -> Tensor:
         """Return the distances of codes (n, code) to their nearest neighbours in the reference, (n, neighbours)."""
@@ -199,11 +273,12 @@ class Anomaly(Application):
         terms, latent = self._terms(model, x, observed, state)
         learned: Tensor = (terms * state["term_weight"]).sum(dim=1) + (latent * state["code_weight"]).sum(dim=1)
         # Learned weights tell the known anomalies from normal rows, and may take a row that is like neither for normal.
-        # One that lies twice as far out as any held-out normal row is flagged whatever they say.
-        guard = state["threshold"] + terms.mean(dim=1) - state["limit"]
+        # One that is twice as surprising as any held-out normal row is flagged whatever they say.
+        guard = state["anchor"] + terms.mean(dim=1) - state["limit"]
         return torch.maximum(learned + state["offset"], guard)
 
-    def _score(self, model: Autoencoder, x: np.ndarray, observed: np.ndarray | None) -> np.ndarray:
+    def score(self, model: Autoencoder, x: np.ndarray, observed: np.ndarray | None) -> np.ndarray:
+        """Return the score of each row, (n,)."""
         state = self._tensors()
         with torch.inference_mode():
             parts = [self._tensor_score(model, *rows, state) for rows in in_batches(x, observed, _BATCH)]
@@ -230,9 +305,7 @@ class Anomaly(Application):
 
     def evaluate(self, model: Autoencoder, split: Split, train: Split) -> Scores:
         assert split.normal is not None
-        return self.scores(
-            self._score(model, split.x, split.observed), ~split.normal, float(self.state["threshold"][0])
-        )
+        return self.scores(self.score(model, split.x, split.observed), ~split.normal, self.threshold)
 
     def scores(self, score: np.ndarray, strange: np.ndarray, threshold: float) -> Scores:
         """Judge scores (n,) of rows of which some are known anomalies (n,) bool."""
@@ -255,6 +328,14 @@ class Anomaly(Application):
     def statistic(self, values: Mapping[str, np.ndarray]) -> float:
         return average_precision(values["score"], values["anomaly"] > 0)
 
+    def rivals_threshold(self, score: np.ndarray, train: Split, validation: Split) -> float:
+        """Return the threshold that the policy sets on a rival's scores of the validation rows, (n,)."""
+        assert validation.normal is not None
+        strange = ~validation.normal
+        share = self.share if self.share is not None else strange.mean() if _labels_teach(train, validation) else 0
+        known = thresholds.HeldOut(np.sort(score[~strange]), np.sort(score[strange]), float(share))
+        return thresholds.place(self.policy, self.value, known)
+
     def rivals(self) -> dict[str, Rival]:
         from sklearn import ensemble, neighbors
 
@@ -275,22 +356,131 @@ class Anomaly(Application):
 
     def predict(self, model: Autoencoder, x: np.ndarray, observed: np.ndarray | None, schema: Schema) -> Columns:
         """Return score, flag, threshold and, in order, the features that raised the score most: top_1, top_2, ..."""
-        score = self._score(model, x, observed)
-        threshold = float(self.state["threshold"][0])
+        score = self.score(model, x, observed)
         columns: Columns = {
             "score": score,
-            "flag": score > threshold,
-            "threshold": np.full(len(score), threshold, np.float32),
+            "flag": score > self.threshold,
+            "threshold": np.full(len(score), self.threshold, np.float32),
         }
         names = np.array(schema.features, dtype=object)
-        owner = schema.feature_of
+        by_feature = self._by_feature(model, x, observed, schema)
+        ranked = np.argsort(-by_feature, axis=1, kind="stable")[:, : self.reasons]
+        return columns | {f"top_{i + 1}": names[ranked[:, i]] for i in range(ranked.shape[1])}
+
+    def _by_feature(self, model: Autoencoder, x: np.ndarray, observed: np.ndarray | None, schema: Schema) -> np.ndarray:
+        """Return the contributions (n, features); the values of a one-hot column count together."""
         parts = np.concatenate(
             [self._contributions(model, *rows) for rows in in_batches(x, observed, _BATCH)]
         )  # (n, size)
-        # The values of a one-hot column count together.
-        by_feature = np.add.reduceat(parts, np.flatnonzero(np.diff(owner, prepend=-1)), axis=1)  # (n, features)
-        ranked = np.argsort(-by_feature, axis=1, kind="stable")[:, : self.reasons]
-        return columns | {f"top_{i + 1}": names[ranked[:, i]] for i in range(ranked.shape[1])}
+        return np.asarray(np.add.reduceat(parts, np.flatnonzero(np.diff(schema.feature_of, prepend=-1)), axis=1))
+
+    def pictures(self, model: Autoencoder, split: Split, train: Split, schema: Schema) -> list[Picture]:
+        score = self.score(model, split.x, split.observed)
+        drawn = [self._histogram(score, split.normal)]
+        first = np.argsort(-score, kind="stable")
+        if len(schema.shape) == 3:
+            rows = split.take(first[:8])
+            return [*drawn, self._error_maps(rows.x, reconstructions(model, rows.x, rows.observed), score[first[:8]])]
+        count = int((score > self.threshold).sum())
+        # Where nothing is flagged, those that come nearest to it.
+        rows = split.take(first[: min(count or max(1, len(first) // 20), _SHOWN)])
+        return [
+            *drawn,
+            self._columns(self._by_feature(model, rows.x, rows.observed, schema), schema, flagged=count > 0),
+        ]
+
+    def _histogram(self, score: np.ndarray, normal: np.ndarray | None) -> Picture:
+        odd = np.zeros(len(score), bool) if normal is None else ~normal
+        name = "anomalies" if self.labelled else "anomalies (planted ones, where none are known)"
+        flags = score > self.threshold
+
+        def draw(axes: Any) -> None:
+            edges = np.histogram_bin_edges(np.append(score, self.threshold), bins=40)
+            for rows, colour, label in ((~odd, pictures.OURS, "normal rows"), (odd, pictures.THEIRS, name)):
+                if rows.any():
+                    axes.hist(score[rows], bins=edges, color=colour, alpha=0.6, label=f"{label}, {rows.sum()}")
+            axes.axvline(self.threshold, color="black", linewidth=1, linestyle="--")
+            axes.annotate(
+                f"threshold {self.threshold:.3g}",
+                (self.threshold, 0.95),
+                xycoords=("data", "axes fraction"),
+                xytext=(4, 0),
+                textcoords="offset points",
+                fontsize=8,
+            )
+            axes.set(xlabel="score", ylabel="rows", yscale="symlog")
+            axes.legend(frameon=False)
+
+        return pictures.plot(
+            "scores",
+            "Scores of the test rows, and the threshold",
+            f"Histogram of {len(score)} scores, of which {flags.sum()} lie above the threshold of {self.threshold:.3g}: "
+            f"{flags[odd].sum()} of {odd.sum()} anomalies and {flags[~odd].sum()} of {(~odd).sum()} normal rows.",
+            draw,
+        )
+
+    def _columns(self, parts: np.ndarray, schema: Schema, *, flagged: bool) -> Picture:
+        """Draw the mean contributions of each column to the scores of some rows, (rows, features)."""
+        mean = parts.mean(axis=0)
+        first = np.argsort(-mean, kind="stable")[:12]
+        names = [schema.features[i] for i in first]
+        which = "flagged test rows" if flagged else "test rows that score highest, none being flagged"
+
+        def draw(axes: Any) -> None:
+            axes.barh([str(n)[:40] for n in names[::-1]], mean[first][::-1], color=pictures.OURS)
+            axes.set(xlabel="mean contribution to the score")
+
+        return pictures.plot(
+            "reasons",
+            f"Columns that raise the scores of {len(parts)} {which}",
+            f"Bars of mean contributions, the largest first: {', '.join(map(str, names))}.",
+            draw,
+            size=(7.0, 0.8 + 0.22 * len(first)),
+        )
+
+    def _error_maps(self, x: np.ndarray, output: np.ndarray, score: np.ndarray) -> Picture:
+        error = np.abs(x - output)
+        return pictures.grid(
+            "errors",
+            "The test images that score highest, their reconstructions, and where these fail",
+            f"{len(x)} images in the order of their scores, from {score.max():.3g} down to {score.min():.3g}; below each its "
+            "reconstruction and the absolute error of each pixel, white where it is largest.",
+            [x, output, error / max(float(error.max()), 1e-6)],
+            ["image", "reconstruction", "error"],
+            [[""] * len(x), [""] * len(x), [f"{s:.3g}" for s in score]],
+        )
+
+    def comparison(self, scores: Mapping[str, Scores], chosen: str) -> list[Picture]:
+        curves = {name: _curves(one.values["score"], one.values["anomaly"] > 0) for name, one in scores.items()}
+        dashes = ["-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)), (0, (3, 1, 1, 1)), (0, (7, 3))]
+        others = [name for name in curves if name != chosen]
+
+        def draw(left: Any, right: Any) -> None:
+            for name, (alarms, recall, precision) in curves.items():
+                style: dict[str, Any] = {"color": pictures.OURS, "linewidth": 2.2, "zorder": 3}
+                if name != chosen:
+                    number = others.index(name)
+                    colour = (pictures.THEIRS, pictures.THIRD)[number // len(dashes) % 2]
+                    style = {"color": colour, "linewidth": 1, "linestyle": dashes[number % len(dashes)]}
+                left.plot(alarms, recall, label=name, **style)
+                right.plot(recall, precision, **style)
+            left.set(xlabel="share of normal rows flagged", ylabel="share of anomalies flagged", title="ROC")
+            right.set(
+                xlabel="share of anomalies flagged", ylabel="share of flags that are right", title="precision, recall"
+            )
+            left.legend(frameon=False, fontsize=7)
+
+        best = ", ".join(f"{n} {one.metrics[self.primary]:.3f}" for n, one in scores.items())
+        return [
+            pictures.plot(
+                "curves",
+                "What each threshold would find, and what it would cost",
+                f"ROC and precision-recall curves on the test rows; average precision: {best}.",
+                draw,
+                panels=2,
+                size=(7.4, 3.6),
+            )
+        ]
 
 
 def _residual(model: Autoencoder, split: Split) -> np.ndarray:
@@ -304,6 +494,104 @@ def _residual(model: Autoencoder, split: Split) -> np.ndarray:
 
 def _enough(split: Split) -> bool:
     return split.normal is not None and min(split.normal.sum(), (~split.normal).sum()) >= ENOUGH
+
+
+def _weights(code: int, size: int) -> np.ndarray:
+    """Return the weights of error and distance where no label tells: alike for a short code, 1 to 2 for a long one.
+
+    What a short code leaves out of a row only the error sees. One as long as its row sees all of it, and the distance,
+    which knows where normal rows are, tells more than the error, which knows only where they are dense.
+    """
+    kept = min(code / size, 1.0)
+    return np.array([1.0, 1.0 + kept]) / (2.0 + kept)
+
+
+def _labels_teach(train: Split, validation: Split) -> bool:
+    """Say whether weights may be learned from the labels of validation rows: enough of them, and none of our making."""
+    return train.normal is not None and _enough(validation)
+
+
+def planted(split: Split, layout: Layout, *, every: int = 2) -> Split:
+    """Return the rows with every so-manieth one made an anomaly, whose columns come each from a row of its own.
+
+    Of images a quarter is a column, since single pixels of other images are noise that nobody could miss. The same rows
+    get the same donors every time.
+    """
+    generator = np.random.default_rng(0)
+    rows = np.arange(every - 1, len(split), every)
+    before = np.asarray(split.x).reshape(len(split), -1)  # (n, size)
+    x = before.copy()
+    known = None if split.observed is None else np.asarray(split.observed).reshape(before.shape)
+    observed = None if known is None else known.copy()
+    owner = _owners(layout)  # (size,)
+    for column in range(owner.max() + 1):
+        donors, places = generator.permutation(len(split))[rows], np.flatnonzero(owner == column)
+        x[np.ix_(rows, places)] = before[np.ix_(donors, places)]
+        if known is not None and observed is not None:
+            observed[np.ix_(rows, places)] = known[np.ix_(donors, places)]
+    normal = np.ones(len(split), bool)
+    normal[rows] = False
+    return replace(
+        split,
+        x=x.reshape(split.x.shape),
+        observed=None if observed is None else observed.reshape(split.x.shape),
+        normal=normal,
+    )
+
+
+def _owners(layout: Layout) -> np.ndarray:
+    """Return for each value of a flat sample the number of its column, or of its quarter of an image, (size,)."""
+    if len(layout.shape) == 3:
+        channels, height, width = layout.shape
+        lower, right = np.arange(height) >= (height + 1) // 2, np.arange(width) >= (width + 1) // 2
+        quarters = 2 * lower[:, None].astype(int) + right
+        return np.unique(np.broadcast_to(quarters, (channels, height, width)).ravel(), return_inverse=True)[1]
+    widths = [field.width for field in layout.fields] or [1] * int(np.prod(layout.shape))
+    return np.repeat(np.arange(len(widths)), widths)
+
+
+def _distribution(terms: np.ndarray) -> dict[str, np.ndarray]:
+    """Return what `_surprise` knows of the terms of normal rows, (n, terms): quantiles, and how far the last ones reach.
+
+    The terms are logarithms, so an exponential tail is a power law of errors and distances, whose exponent is estimated
+    as Hill (1975) does.
+    """
+    knots = np.quantile(terms, 1 - np.exp(-_levels(KNOTS)), axis=0).T  # (terms, KNOTS)
+    last = knots[:, -1]
+    excess = [(t[t > q] - q).mean() if (t > q).any() else 0 for t, q in zip(terms.T, last, strict=True)]
+    # Rows that are all alike have no tail; then what differs from them at all is far out.
+    return {
+        "term_knots": np.ascontiguousarray(knots, np.float32),
+        "term_excess": np.maximum(excess, 1e-3).astype(np.float32),
+    }
+
+
+def _levels(count: int) -> np.ndarray:
+    """Return the surprises at the knots, evenly spaced."""
+    return np.linspace(0, -np.log(TAIL), count)
+
+
+def _surprise(terms: Tensor, knots: Tensor, excess: Tensor) -> Tensor:
+    """Return the negative logarithm of the share of normal rows that lie further out, (n, terms) in nats."""
+    count = knots.shape[1]
+    levels = torch.from_numpy(_levels(count).astype(np.float32))
+    values = terms.T.contiguous()  # (terms, n)
+    right = torch.searchsorted(knots, values.detach()).clamp(1, count - 1)
+    low, high = knots.gather(1, right - 1), knots.gather(1, right)
+    inside = torch.minimum(torch.maximum(values, knots[:, :1]), knots[:, -1:])
+    within = levels[right - 1] + (inside - low) / (high - low).clamp(min=1e-9) * levels[1]
+    return (within + (values - knots[:, -1:]).clamp(min=0) / excess[:, None]).T
+
+
+def _curves(score: np.ndarray, positive: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return false-positive rate, recall and precision at 200 thresholds or fewer, from the strictest one on."""
+    order = np.argsort(-score, kind="stable")
+    ends = np.flatnonzero(np.diff(score[order], append=-np.inf) != 0)
+    hits = np.cumsum(positive[order])[ends]
+    alarms = ends + 1 - hits
+    some = np.unique(np.linspace(0, len(ends) - 1, min(len(ends), 200)).astype(int))
+    recall, rate = hits / max(positive.sum(), 1), alarms / max((~positive).sum(), 1)
+    return rate[some], recall[some], (hits / (ends + 1))[some]
 
 
 def average_precision(score: np.ndarray, positive: np.ndarray) -> float:
@@ -381,8 +669,7 @@ class _Detector(Rival):
             found = average_precision(score, ~validation.normal)
             if found > best or best == -np.inf:
                 best, self._chosen = found, method
-                quantile = 1 - self._application.false_positive_rate
-                self._threshold = float(np.quantile(score[validation.normal], quantile))
+                self._threshold = self._application.rivals_threshold(score, train, validation)
 
     def evaluate(self, split: Split, train: Split) -> Scores:
         assert split.normal is not None
@@ -464,6 +751,10 @@ class _Logistic(Rival):
 
         assert validation.normal is not None
         strange = ~validation.normal
+        if train.normal is None:
+            raise ValueError(
+                "no labelled anomalies: those that are judged by are planted, and teach nothing of real ones"
+            )
         if not _enough(validation):
             raise ValueError(
                 f"{strange.sum()} labelled anomalies and {(~strange).sum()} normal rows in the validation split; "
@@ -473,7 +764,7 @@ class _Logistic(Rival):
         chosen = _regularised(rows, strange)
         folds = model_selection.StratifiedKFold(5, shuffle=True, random_state=0)
         held_out = model_selection.cross_val_predict(chosen, rows, strange, cv=folds, method="decision_function")
-        self._threshold = float(np.quantile(held_out[~strange], 1 - self._application.false_positive_rate))
+        self._threshold = self._application.rivals_threshold(held_out, train, validation)
         self._chosen = chosen.fit(rows, strange)
 
     def evaluate(self, split: Split, train: Split) -> Scores:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sevenfold.datasets.base import Schema, Split
+from sevenfold.datasets.base import Dataset, Schema, Split
 from sevenfold.models.base import Autoencoder
 from sevenfold.pictures import Picture
 
@@ -78,6 +78,13 @@ class Application(ABC):
             labelled: whether the data set has a label.
             normal: whether it names a normal class.
         """
+
+    def judged(self, dataset: Dataset) -> Dataset:
+        """Return the data set whose validation and test rows this application judges by; by default as it is.
+
+        Everybody is judged by these rows, candidates and rivals alike, and they are the same every time.
+        """
+        return dataset
 
     @abstractmethod
     def calibrate(self, model: Autoencoder, train: Split, validation: Split) -> Self:

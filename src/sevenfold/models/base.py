@@ -90,6 +90,12 @@ class Autoencoder(nn.Module, ABC):
 class Restorer(ABC):
     """Takes noise off images."""
 
+    stride: int
+    """In pixels. Tiles of a larger image have to begin at multiples of it, so that they meet the same grid as the whole."""
+    margin: int
+    """In pixels, a multiple of `stride`: the receptive field on each side. The pixels of a restored tile are those of the
+    restored whole, but for so many along each edge at which it was cut out."""
+
     @abstractmethod
     def restore(self, x: Tensor, level: float | Tensor) -> Tensor:
         """Return the images without their noise, in their own size.
@@ -101,18 +107,39 @@ class Restorer(ABC):
 
 
 class Compressor(ABC):
-    """Turns samples into streams of bytes and back, with the losses of a reconstruction."""
+    """Turns images into streams of bytes and back, with the losses of a reconstruction, at a ladder of rates.
+
+    A rung is a number from 1, for the shortest streams, to `rungs`, for the best images, which None stands for.
+    """
+
+    @property
+    @abstractmethod
+    def rungs(self) -> int:
+        """Return how many rungs the ladder has."""
 
     @abstractmethod
-    def compress(self, x: Tensor) -> list[bytes]:
-        """Return one stream per sample, (n, *shape)."""
+    def compress(self, x: Tensor, rung: int | None = None) -> list[bytes]:
+        """Return one stream per image, (n, channels, height, width)."""
 
     @abstractmethod
-    def decompress(self, streams: Sequence[bytes]) -> Tensor:
-        """Return the samples of these streams, (n, *shape), in the unit of what was compressed, as `forward` gives them.
+    def decompress(
+        self, streams: Sequence[bytes], rung: int | None = None, edges: Sequence[int] | None = None
+    ) -> Tensor:
+        """Return the images of these streams, in the unit of what was compressed; by default as `forward` gives them.
 
         Only the model that wrote a stream can read it.
+
+        Args:
+            edges: (height, width) of the images, where it is not that of the images of the training.
         """
+
+    @abstractmethod
+    def compress_together(self, x: Tensor, rung: int) -> tuple[bytes, Tensor]:
+        """Return one stream of all images (n, channels, height, width), and the bits of each in it, (n,)."""
+
+    @abstractmethod
+    def decompress_together(self, stream: bytes, count: int, rung: int, edges: Sequence[int]) -> Tensor:
+        """Return the `count` images of a stream, (count, channels, *edges)."""
 
 
 class Imputer(ABC):

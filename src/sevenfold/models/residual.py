@@ -12,10 +12,13 @@ from torch import Tensor, nn
 
 from sevenfold import augmentation, layouts, networks
 from sevenfold.layouts import Layout
-from sevenfold.models.base import Autoencoder, Restorer, Standardiser, squared_error
+from sevenfold.models.base import Autoencoder, Restorer, Standardiser
 
 LEAST_SCALE = 0.1
 """Of the loss, as a share of the data's spread: errors relative to no noise at all would have no bound."""
+
+LEAST_LEFT = 0.01
+"""Share of the noise's power below which less of it hardly counts: logarithms would have no bound either."""
 
 BRANCH = 0.2
 """Weight of a residual block beside its input, as in EDSR (Lim et al., 2017, sec. 3.3): without normalisation, a
@@ -33,12 +36,6 @@ class ResidualAutoencoder(Autoencoder, Restorer):
     restored image. That carries the model to levels it has not seen.
     """
 
-    stride: int
-    """In pixels. Tiles of a larger image have to begin at multiples of it, so that they meet the same grid as the whole."""
-    margin: int
-    """In pixels, a multiple of `stride`: the receptive field on each side. The pixels of a restored tile are those of the
-    restored whole, but for so many along each edge at which it was cut out."""
-
     def __init__(
         self,
         layout: Layout,
@@ -48,6 +45,7 @@ class ResidualAutoencoder(Autoencoder, Restorer):
         activation: networks.Activation,
         shuffle: int,
         levels: list[float],
+        doubt: float,
         augment: list[augmentation.Change],
     ) -> None:
         """Build the layers.
@@ -60,13 +58,15 @@ class ResidualAutoencoder(Autoencoder, Restorer):
             shuffle: edge of the squares of pixels that become channels before the first layer; 1 leaves pixels as they
                 are, 2 is four times as fast per layer.
             levels: lowest and highest standard deviation of the noise that training adds, in the unit of the samples.
+            doubt: by how much the level that training tells is off, as the standard deviation of its logarithm. Whoever
+                measures noise errs, in a small image by a tenth, and a model that was always told the truth believes it.
             augment: what training does to images, each to half of them by chance.
 
         Raises:
             ValueError: the sample is no image, or options are out of range.
         """
         layout.require_image()
-        _require_options(channels, blocks, shuffle, levels)
+        _require_options(channels, blocks, shuffle, levels, doubt)
         augmentation.require(augment, layout.shape)
         stride = shuffle << (len(channels) - 1)
         depth, *edges = layout.shape
@@ -74,6 +74,7 @@ class ResidualAutoencoder(Autoencoder, Restorer):
         grids = [(c, height >> scale, width >> scale) for scale, c in enumerate(channels)]
         super().__init__(layout, sum(map(math.prod, [layout.shape, *grids])), overcomplete=True)
         self.levels = levels
+        self.doubt = doubt
         self.augment = augment
         self.shuffle = shuffle
         self.stride = stride
@@ -128,22 +129,31 @@ class ResidualAutoencoder(Autoencoder, Restorer):
         return self._synthesise(x, self._analyse(x, self._levels_of(x, level)))
 
     def losses(self, x: Tensor, observed: Tensor | None) -> dict[str, Tensor]:
-        """Return the squared error of the restored images, about 1 where nothing is removed."""
+        """Return how much noise is left, as the mean logarithm of each image's squared error; about 1 where none is removed.
+
+        So a decibel is worth the same in a smooth image, where little can be left, and in a textured one, as it is in a mean
+        of PSNR. Of the squared errors themselves the textured images would have nearly all.
+        """
         low, high = self.levels
         if self.training:
             x, observed = augmentation.vary(self.augment, x, observed, self.standardise.center)
             level = low + (high - low) * torch.rand(len(x), device=x.device, dtype=x.dtype)
             noise = torch.randn_like(x)
+            told = level * torch.exp(self.doubt * torch.randn_like(level)) if self.doubt else level
         else:
             # One draw and one level for all samples and every epoch: losses differ by nothing else than the weights.
-            level = torch.full((len(x),), (low + high) / 2, device=x.device, dtype=x.dtype)
+            told = level = torch.full((len(x),), (low + high) / 2, device=x.device, dtype=x.dtype)
             generator = torch.Generator(x.device).manual_seed(0)
             noise = torch.randn(self.shape, generator=generator, device=x.device, dtype=x.dtype)
-        level = level.view(-1, 1, 1, 1)
-        output = self.restore(x + level * noise, level.flatten())
-        # Relative to each sample's noise: else the strongest noise, which leaves most behind, would decide alone.
-        scale = (level.square() + (LEAST_SCALE * self.standardise.spread).square()).sqrt()
-        return {"reconstruction": squared_error(output / scale, x / scale, observed)}
+        error = (self.restore(x + level.view(-1, 1, 1, 1) * noise, told) - x).square().flatten(1)
+        if observed is None:
+            error = error.mean(dim=1)
+        else:
+            seen = observed.flatten(1)
+            error = (error * seen).sum(dim=1) / seen.sum(dim=1).clamp(min=1)
+        # Relative to each sample's noise: the level decides little.
+        left = error / (level.square() + (LEAST_SCALE * self.standardise.spread).square())
+        return {"reconstruction": torch.log1p(left / LEAST_LEFT).mean() / math.log1p(1 / LEAST_LEFT)}
 
     def _levels_of(self, x: Tensor, level: float | Tensor) -> Tensor:
         """Return the noise level of each image, (n, 1, 1, 1)."""
@@ -224,7 +234,7 @@ def _reach(scales: int, blocks: int, shuffle: int) -> int:
     return math.ceil(reach / cells[-1]) * cells[-1]
 
 
-def _require_options(channels: list[int], blocks: int, shuffle: int, levels: list[float]) -> None:
+def _require_options(channels: list[int], blocks: int, shuffle: int, levels: list[float], doubt: float) -> None:
     problems = layouts.channel_problems(channels)
     for name, value in (("blocks", blocks), ("shuffle", shuffle)):
         if value < 1:
@@ -234,6 +244,8 @@ def _require_options(channels: list[int], blocks: int, shuffle: int, levels: lis
             f"levels is {levels}; expected the lowest and the highest noise, 0 or more and finite, the highest above 0; "
             "set `levels: [0.0, 0.2]`, for example"
         )
+    if not 0 <= doubt < math.inf:
+        problems.append(f"doubt is {doubt}; expected 0 or more, and finite; set `doubt: 0.1`, for example")
     if problems:
         raise ValueError("; ".join(problems))
 
