@@ -6,9 +6,9 @@ DATA holds wdbc.data, winequality-white.csv and letter.csv, as the UCI repositor
 
 Protocol: 20 % of all cells are hidden completely at random. Everybody gets the table with its gaps, learns from it, and
 fills them; the error is the RMSE over the hidden cells, each column scaled to 0..1 by its known cells. Settings are chosen
-on further cells, hidden among the known ones: the rivals' on a tenth of these, after which they are fitted to all known
-cells of all rows; for sevenfold a share of the rows is the validation split, by which its training stops and its weights
-are learned, and the network and the neighbours never see another use of these rows.
+on further cells, hidden among the known ones: for the rivals a tenth of those of some rows, after which they are fitted
+to all known cells of all rows; for sevenfold a share of the rows is the validation split, by which its training stops and
+its weights are learned, and neither network nor neighbours learn from these rows.
 """
 
 import argparse

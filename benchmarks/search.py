@@ -18,8 +18,9 @@ import numpy as np
 import page
 
 from sevenfold import formats, training
-from sevenfold.applications.search import Index, Kind, Search
+from sevenfold.applications.search import Search
 from sevenfold.datasets.base import Split
+from sevenfold.indexes import Index, Kind
 from sevenfold.layouts import Layout
 from sevenfold.models.base import ModelSpec
 

@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import threadpoolctl
+import torch
+from sklearn import neighbors
 
 from sevenfold import evaluation, formats, modules, params, preparation, training
 from sevenfold.applications.base import Application
@@ -127,6 +129,7 @@ def refusal(variant, shape):
     return None
 
 
+@torch.inference_mode(False)  # whoever asks first may be a test that only looks
 def fit(of, train, validation, *, seed=0, settings=SETTINGS, on_epoch=lambda epoch: None):
     return training.fit(of, train, validation, settings, seed=seed, device="cpu", on_epoch=on_epoch)
 
@@ -173,3 +176,20 @@ def rivals(name, kind):
 
 def split(x, observed=None, normal=None, y=None):
     return Split(np.asarray(x, np.float32), observed, y, normal, np.arange(len(x)))
+
+
+def nearest(reference, rows, k):
+    distances, found = neighbors.NearestNeighbors(n_neighbors=k, algorithm="brute").fit(reference).kneighbors(rows)
+    return found, distances
+
+
+def cloud(count, dimensions=16, seed=0):
+    """Vectors around 40 centres."""
+    generator = np.random.default_rng(seed)
+    centers = np.random.default_rng(9).normal(size=(40, dimensions))
+    x = centers[generator.integers(40, size=count)] + 0.4 * generator.normal(size=(count, dimensions))
+    return x.astype(np.float32)
+
+
+def overlap(ids, truth):
+    return np.mean([len(set(a) & set(b)) / len(b) for a, b in zip(ids.tolist(), truth.tolist(), strict=True)])

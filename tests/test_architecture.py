@@ -17,7 +17,7 @@ HOMES = {
     "mlflow": {"registry", "served_model"},
     "dvc": {"pipeline"},
     "prefect": set(),  # flows/ only
-    "faiss": {"applications.search"},
+    "faiss": {"indexes"},
     "argparse": {"cli"},
     "constriction": {"entropy"},
     "umap": {"applications.reduction"},

@@ -162,6 +162,40 @@ def test_images_keep_what_lies_beside_them(tmp_path):
     np.testing.assert_allclose(made[["code_0", "code_1"]], expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("suffix", [".parquet", ".csv"])
+def test_a_gap_is_filled_in_any_column_and_what_was_known_comes_back_as_it_was(tmp_path, suffix):
+    known = tiny.table(40, seed=3).frame
+    given = known.copy()
+    given["age"] = (
+        given["age"].astype(float) + 0.123456789
+    )  # which had no gap in training, and more digits than float32
+    given.loc[[3, 8], "age"] = np.nan
+    given.loc[5, "city"] = None
+    formats.write(tmp_path / f"rows{suffix}", given)
+    run(tmp_path / f"rows{suffix}", tmp_path / "filled.parquet", operation="impute", name="imputation")
+    filled = formats.read(tmp_path / "filled.parquet").frame
+    assert filled["customer"].astype(int).tolist() == known["customer"].astype(int).tolist()
+    assert filled[["city", "age", "income", "vip"]].notna().all().all()
+    assert filled["city"][5] in {"Bern", "Oslo", "Rome"}
+    flags = filled[[c for c in filled if c.endswith("_imputed")]]
+    assert flags["age_imputed"].tolist() == given["age"].isna().tolist()
+    for name in ("city", "income", "age"):
+        there = given[name].notna()
+        assert filled.loc[there, name].tolist() == given.loc[there, name].tolist()
+
+
+def test_images_without_their_noise_are_of_the_kind_they_were(tmp_path):
+    rows = tiny.images(20, seed=4)
+    formats.write_rows(tmp_path / "noisy.npz", rows)
+    images = {"operation": "denoise", "kind": "images", "name": "denoising"}
+    run(tmp_path / "noisy.npz", tmp_path / "clean.npz", **images)
+    clean = formats.read(tmp_path / "clean.npz")
+    assert (clean.images.shape, clean.images.dtype) == (rows.images.shape, np.uint8)
+    assert clean.frame["label"].tolist() == rows.frame["label"].tolist()
+    with pytest.raises(formats.FormatError, match=r"is to hold images; expected a name that ends in .npz"):
+        run(tmp_path / "noisy.npz", tmp_path / "clean.csv", **images)
+
+
 def test_every_bundle_encodes(tmp_path):
     receipt = run(put(tmp_path / "in.csv", tiny.table(9)), tmp_path / "out.csv", "encode")
     assert receipt.columns == ("customer", "kind", "code_0", "code_1")

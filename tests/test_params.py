@@ -214,7 +214,8 @@ WRONG = {
     ),
     "unknown application": (
         [("    anomaly:", "    anomly:"), ("[anomaly]", "[anomly]")],
-        "applications.digits.anomly: no such application, did you mean 'anomaly'?; there are: anomaly, compression, denoising, features, imputation, reduction, search",
+        "applications.digits.anomly: no such application, did you mean 'anomaly'?; there are: "
+        "anomaly, compression, denoising, features, imputation, reduction, search",
     ),
     "applications of no data set": (
         [("applications:\n", "applications:\n  digit: {}\n")],

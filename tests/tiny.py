@@ -21,6 +21,12 @@ SETTINGS = training.Settings(
 )
 ANOMALY = {"policy": "false-positive-rate", "value": 0.1, "share": None, "neighbours": 3, "reasons": 2}
 REDUCTION = {"code": 2, "neighbours": 3}
+OPTIONS = {
+    "anomaly": ANOMALY,
+    "reduction": REDUCTION,
+    "imputation": {"share": 0.2, "passes": 2, "aids": ["linear"], "draws": None, "flags": True},
+    "denoising": {"levels": [0.1], "known": False},
+}
 
 
 def table(count: int = 120, seed: int = 0) -> formats.Rows:
@@ -77,9 +83,7 @@ def dataset(kind: str) -> Dataset:
 def bundle(kind: str, name: str, seed: int = 0) -> Bundle:
     """Return a deep autoencoder of "table" or "images" with the application of this name, trained and calibrated."""
     data = dataset(kind)
-    application = modules.member("applications", name, Application)(
-        **{"anomaly": ANOMALY, "reduction": REDUCTION}[name]
-    )
+    application = modules.member("applications", name, Application)(**OPTIONS[name])
     spec = ModelSpec.of(
         "deep",
         data.schema.layout,

@@ -88,6 +88,7 @@ def apply(
         OSError: the output cannot be written.
     """
     start = time.perf_counter()
+    bundle = operations.accepting(bundle)
     act = operations.get(operation, bundle)
     _check_output(source, destination)
     _check_rows(bundle, source)

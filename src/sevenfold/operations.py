@@ -1,12 +1,14 @@
 """What a bundle does to rows: the one place where raw rows become a job's rows, wherever the bundle is used."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pandas as pd
 
 from sevenfold import formats, modules
 from sevenfold.applications import base
 from sevenfold.bundles import Bundle
+from sevenfold.datasets.base import TableSchema
 
 Operation = Callable[[Bundle, formats.Rows], formats.Rows]
 
@@ -25,8 +27,16 @@ def score(bundle: Bundle, rows: formats.Rows) -> formats.Rows:
 
 
 def impute(bundle: Bundle, rows: formats.Rows) -> formats.Rows:
-    """Return the model's columns in their own units and types, with gaps filled."""
-    return formats.Rows(pd.DataFrame(_predicted(bundle, rows)))
+    """Return the model's columns in their own units and types, with gaps filled, and what was known as it was."""
+    filled = pd.DataFrame(_predicted(bundle, rows))
+    assert isinstance(bundle.schema, TableSchema)
+    for column in bundle.schema.columns:
+        if column.kind == "numeric":
+            # Samples are of single precision, and a column of whole numbers may hold fractions by now.
+            given = pd.to_numeric(rows.frame[column.name], errors="coerce").reset_index(drop=True)
+            if not given.isna().all():
+                filled[column.name] = filled[column.name].where(given.isna(), given)
+    return formats.Rows(filled)
 
 
 def denoise(bundle: Bundle, rows: formats.Rows) -> formats.Rows:
@@ -48,6 +58,14 @@ def index(bundle: Bundle, rows: formats.Rows) -> formats.Rows:
 def _predicted(bundle: Bundle, rows: formats.Rows) -> base.Columns:
     x, observed = bundle.schema.transform(rows)
     return bundle.application.predict(bundle.model, x, observed, bundle.schema)
+
+
+def accepting(bundle: Bundle) -> Bundle:
+    """Return the bundle as it takes rows: one that fills gaps takes them in columns, too, that had none in training."""
+    if bundle.application.operation != "impute" or not isinstance(bundle.schema, TableSchema):
+        return bundle
+    columns = tuple(replace(column, gaps=True) for column in bundle.schema.columns)
+    return replace(bundle, schema=replace(bundle.schema, columns=columns))
 
 
 OPERATIONS: dict[str, Operation] = {

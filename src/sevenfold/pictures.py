@@ -86,12 +86,11 @@ def grid(
     columns, _, height, width = images[0].shape
     factor = max(1, -(-FEWEST_PIXELS // min(height, width)))
     cell = max(0.75, min(2.2, width * factor / 90))
-    below = 0.2 if captions else 0.0
-    figure = Figure(figsize=(1.2 + columns * cell, len(images) * (cell * height / width + below)), dpi=110)
+    edge, below = cell * height / width, 0.22 if captions else 0.04  # inches
+    wide, high = 1.2 + columns * cell, len(images) * (edge + below)
+    figure = Figure(figsize=(wide, high), dpi=110)
     axes = figure.subplots(len(images), columns, squeeze=False)
-    figure.subplots_adjust(
-        left=1.2 / (1.2 + columns * cell), right=1, top=1, bottom=0.02, wspace=0.05, hspace=0.05 + 2 * below
-    )
+    figure.subplots_adjust(left=1.2 / wide, right=1, top=1, bottom=below / high, wspace=0.05, hspace=below / edge)
     for row, (line, label) in enumerate(zip(images, labels, strict=True)):
         for column, one in enumerate(np.clip(line, 0, 1)):
             ax = axes[row, column]

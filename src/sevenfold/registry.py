@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from sevenfold import bundles, files, modules
+from sevenfold import bundles, files, modules, operations
 from sevenfold.bundles import Bundle, BundleError
 from sevenfold.datasets.base import ImageSchema, Schema, TableSchema
 from sevenfold.workspace import Workspace
@@ -199,7 +199,7 @@ def publish(
                     python_model=str(code / "served_model.py"),
                     artifacts={"bundle": str(copy)},
                     code_paths=[str(code)],
-                    signature=signature(bundle),
+                    signature=signature(operations.accepting(bundle)),
                     input_example=_example(bundle),
                     pip_requirements=[f"{p}=={_plain_version(p)}" for p in _SERVING],
                 )

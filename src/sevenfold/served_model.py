@@ -15,7 +15,7 @@ class ServedBundle(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined,misc
     """Runs one operation of a bundle; `params={"op": ...}` names it."""
 
     def load_context(self, context: Any) -> None:
-        self._bundle = bundles.load(Path(context.artifacts["bundle"]))
+        self._bundle = operations.accepting(bundles.load(Path(context.artifacts["bundle"])))
 
     # The type keeps MLflow from inferring a schema; the signature decides, and for images it gives an array.
     def predict(

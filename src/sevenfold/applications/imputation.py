@@ -373,7 +373,7 @@ class Imputation(Application):
             filled = fill(np.where(at, np.float32(0), x), seen & ~at)
             error, base = (_error(one, x, owner) * hidden for one in (filled, np.broadcast_to(center, x.shape)))
             errors, counts = errors + error.sum(axis=0), counts + hidden.sum(axis=0)
-            # In units that the sum over columns and the statistic do not depend on.
+            # Categories have no unit in common with numbers, so they decide only where there is nothing else.
             values[f"{pattern}_error"], values[f"{pattern}_base"] = (e[:, decide].sum(axis=1) for e in (error, base))
             metrics[f"{pattern}_error_reduction"] = _reduction(values, pattern)
             if numeric.any() and hidden[:, numeric].any():
