@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -31,6 +31,7 @@ class Judgement:
 
     validation: Scores
     test: Scores
+    replicates: dict[tuple[int, str], np.ndarray] = field(default_factory=dict, repr=False, compare=False)
 
     def save(self, folder: Path, primary: str) -> None:
         """Write `scores.json`, for people, and `values.npz`, for comparisons, into an existing folder."""
@@ -161,25 +162,36 @@ def interval(application: Application, ours: Judgement, theirs: Judgement, *, se
         raise ValueError(
             f"judged on {' and '.join(map(str, counts))} test rows; expected the same; evaluate both again"
         )
-    (count,) = counts
-    groups = ours.test.values.get(GROUP)
+    drawn = _replicates(application, ours, seed) - _replicates(application, theirs, seed)
+    # A draw may hold a single class, on which the metric is not defined.
+    drawn = drawn[np.isfinite(drawn)]
+    difference = ours.test.metrics[application.primary] - theirs.test.metrics[application.primary]
+    if not len(drawn):
+        return gate.Interval(difference, float("nan"), float("nan"))
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return gate.Interval(float(difference), float(low), float(high))
+
+
+def _replicates(application: Application, one: Judgement, seed: int) -> np.ndarray:
+    """Return the primary metric of each bootstrap sample of the test rows, (DRAWS,); the samples depend on the rows alone.
+
+    They are kept with the judgement, which is compared with several others.
+    """
+    if (seed, application.primary) in one.replicates:
+        return one.replicates[seed, application.primary]
+    values = one.test.values
+    count, groups = len(next(iter(values.values()))), values.get(GROUP)
     members = [] if groups is None else [np.flatnonzero(groups == group) for group in np.unique(groups)]
     generator = np.random.default_rng(seed)
-    differences = []
-    for _ in range(DRAWS):
+    found = np.empty(DRAWS)
+    for draw in range(DRAWS):
         if members:
             rows = np.concatenate([members[i] for i in generator.integers(len(members), size=len(members))])
         else:
             rows = generator.integers(count, size=count)
-        pair = [application.statistic({n: v[rows] for n, v in one.test.values.items()}) for one in (ours, theirs)]
-        # A draw may hold a single class, on which the metric is not defined.
-        if all(map(math.isfinite, pair)):
-            differences.append(pair[0] - pair[1])
-    difference = ours.test.metrics[application.primary] - theirs.test.metrics[application.primary]
-    if not differences:
-        return gate.Interval(difference, float("nan"), float("nan"))
-    low, high = np.quantile(differences, [0.025, 0.975])
-    return gate.Interval(float(difference), float(low), float(high))
+        found[draw] = application.statistic({n: v[rows] for n, v in values.items()})
+    one.replicates[seed, application.primary] = found
+    return found
 
 
 @dataclass(frozen=True)
