@@ -60,7 +60,7 @@ class Judgement:
         for split in ("validation", "test"):
             own = {n.removeprefix(f"{split}."): v for n, v in values.items() if n.startswith(f"{split}.")}
             parts[split] = Scores(metrics[split], own)
-        return cls(**parts)
+        return cls(parts["validation"], parts["test"])
 
 
 def learned_from(application: Application, dataset: Dataset) -> Split:
