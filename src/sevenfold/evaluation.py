@@ -278,6 +278,8 @@ def number(value: float) -> str:
     """Return a metric with as many digits as a reader needs."""
     if not math.isfinite(value):
         return str(value)
+    if abs(value) < 1e-9:  # what rounding left of nothing, which needs no sign
+        value = 0.0
     return f"{value:.4f}" if value == 0 or 0.001 <= abs(value) < 10 else f"{value:.4g}"
 
 
