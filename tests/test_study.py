@@ -11,7 +11,7 @@ import skimage.data
 import skimage.io
 
 from conftest import ROOT, make_project
-from sevenfold import files, params
+from sevenfold import files, params, stages
 from sevenfold.models.base import ModelSpec
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -33,7 +33,9 @@ def test_the_settings_of_a_study_are_sound(name):
         entry = settings.candidates[candidate]
         model = ModelSpec(entry.variant, SHAPES[name], dict(entry.options)).build()
         for application in entry.applications:
-            assert model.code == settings.applications[entry.dataset][application]["code"]
+            contest = stages.application(settings, entry.dataset, application)
+            data = {"images": True, "labelled": settings.datasets[entry.dataset].label is not None, "normal": False}
+            assert contest.unsuited(code=model.code, **data) is None
         settings.settings(candidate)
 
 

@@ -457,7 +457,8 @@ def run(workspace: Workspace, stage: str, subject: str | None) -> None:
 def _note_time(workspace: Workspace, stage: str, subject: str, seconds: float) -> None:
     """Remember for the report how long a stage took and on what. Not an output: it is never the same twice."""
     place = workspace.timing(stage, subject)
-    workspace.private.mkdir(exist_ok=True, mode=0o700)
+    for folder in (workspace.private, place.parent.parent, place.parent):
+        folder.mkdir(exist_ok=True, mode=0o700)
     device = "CPU"
     if stage == "train" and (torch := sys.modules.get("torch")) is not None and torch.cuda.is_available():
         device = torch.cuda.get_device_name()
