@@ -11,13 +11,18 @@ from sevenfold import files, registry, stages, workspace
 
 ROOT = Path(__file__).parents[1]
 
+BARE = "  digits-bare: {dataset: digits, applications: [], variant: pca, options: {code: 4}}\n"
+
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
-    """A project with the repository's own params, after one `sevenfold run`."""
+    """A project with the repository's own params, and a candidate without applications, after one `sevenfold run`."""
     project = make_project(tmp_path_factory.mktemp("whole") / "project", params=None)
+    params = project.workspace.params
+    text = params.read_text(encoding="utf-8").replace("\ncandidates:\n", f"\ncandidates:\n{BARE}", 1)
+    params.write_text(text, encoding="utf-8")
     project.run("git", "rm", "--quiet", "--cached", "dvc.lock")
     (project.root / "dvc.lock").unlink()
     project.run("sevenfold", "run")
@@ -49,9 +54,9 @@ def test_each_contest_is_published_and_those_that_pass_the_gate_have_a_champion(
 
 
 def test_a_candidate_without_applications_is_trained_and_takes_part_in_no_contest(project):
-    assert (project.workspace.candidate("photos-residual") / "model.safetensors").is_file()
-    assert [p.name for p in project.workspace.evaluation("photos-residual").iterdir()] == ["applications.json"]
-    assert "photos-residual" not in project.workspace.comparison.read_text()
+    assert (project.workspace.candidate("digits-bare") / "model.safetensors").is_file()
+    assert [p.name for p in project.workspace.evaluation("digits-bare").iterdir()] == ["applications.json"]
+    assert "digits-bare" not in project.workspace.comparison.read_text()
 
 
 def test_a_second_run_does_nothing(project):
