@@ -20,7 +20,7 @@ import study
 import torch
 from sklearn import neighbors
 
-from sevenfold import evaluation, formats, params, preparation, stages, training
+from sevenfold import evaluation, params, stages, training
 from sevenfold.applications.base import Application
 from sevenfold.applications.features import Features
 from sevenfold.applications.reduction import Reduction
@@ -43,26 +43,6 @@ CHOSEN = "sevenfold"
 
 Found = dict[str, dict[str, list[float]]]
 """Name -> metric -> one number per split."""
-
-
-def prepared(settings: Params, name: str, rows: formats.Rows, seed: int) -> Dataset:
-    entry = settings.datasets[name]
-    return preparation.prepare(
-        name,
-        rows,
-        label=entry.label,
-        normal=entry.normal,
-        identifier=entry.id,
-        group=entry.group,
-        part=entry.part,
-        drop=entry.drop,
-        categorical=entry.categorical,
-        value_range=entry.range,
-        duplicates=entry.duplicates,
-        validation=entry.split.validation,
-        test=entry.split.test,
-        seed=seed,
-    )
 
 
 def trained(settings: Params, candidate: str, data: Dataset, epochs: int | None = None) -> tuple[Autoencoder, float]:
@@ -153,7 +133,7 @@ SHOWN: Mapping[str, Callable[[float], str]] = {
 def on_digits(name: str, seeds: int, epochs: int | None) -> str:
     """Return the table of one contest on digits."""
     settings = params.load(ROOT / "params.yaml")
-    splits = [prepared(settings, "digits", digits.fetch(), seed) for seed in range(seeds)]
+    splits = [stages.of_rows(digits.fetch(), settings, "digits", seed=seed) for seed in range(seeds)]
     found = contest(settings, "digits", name, splits, epochs)
     sizes = " / ".join(str(len(part)) for part in (splits[0].train, splits[0].validation, splits[0].test))
     text = (
@@ -189,7 +169,7 @@ def on_fashion_mnist(folder: Path, rows: int, sizes: Sequence[int], epochs: int 
     parts = []
     for size in sizes:
         name = f"fashion-mnist-{size}"
-        data = prepared(settings, name, taken, seed=0)
+        data = stages.of_rows(taken, settings, name, seed=0)
         features, reduction = Features(code=size), Reduction(code=size, neighbours=12)
         found: Found = {}
 

@@ -105,10 +105,15 @@ def prepare(workspace: Workspace, dataset: str) -> None:
 
 def in_splits(workspace: Workspace, settings: Params, dataset: str, *, seed: int) -> Dataset:
     """Return a data set as params.yaml describes it, split by `seed`."""
+    return of_rows(read_raw(workspace, settings, dataset), settings, dataset, seed=seed)
+
+
+def of_rows(rows: formats.Rows, settings: Params, dataset: str, *, seed: int) -> Dataset:
+    """Return these rows as the data set that params.yaml describes, split by `seed`."""
     entry = settings.datasets[dataset]
     return preparation.prepare(
         dataset,
-        read_raw(workspace, settings, dataset),
+        rows,
         label=entry.label,
         normal=entry.normal,
         identifier=entry.id,
