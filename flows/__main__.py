@@ -14,7 +14,8 @@ from pathlib import Path
 from types import FrameType
 
 from flows import console, server
-from sevenfold import election, files, jobs, pipeline, registry, report, stages, workspace
+from sevenfold import election, files, jobs, pipeline, report, stages, workspace
+from sevenfold.registry import versions
 from sevenfold.workspace import Workspace
 
 
@@ -68,7 +69,7 @@ def _due(place: Workspace) -> tuple[str, str, str, str] | None:
         return None
     operation, model, source = sample
     destination = place.batches / f"{model}{'.npz' if operation == 'denoise' else '.parquet'}"
-    champion = registry.champion(place, model)
+    champion = versions.champion(place, model)
     receipt = jobs.receipt_path(destination)
     if destination.is_file() and receipt.is_file() and champion is not None:
         done = files.read_json(receipt)
@@ -101,7 +102,7 @@ def _call(module: str, *arguments: str) -> int:
 
 def _finish(place: Workspace) -> None:
     """Say how every contest stands, where the report is, and how to see more."""
-    champions = {v.name: v.label for v in registry.versions(place) if registry.CHAMPION in v.aliases}
+    champions = {v.name: v.label for v in versions.every(place) if versions.CHAMPION in v.aliases}
     out = console.console()
     if place.metrics.is_file():
         out.print()

@@ -9,7 +9,8 @@ from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
-from sevenfold import jobs, operations, registry, workspace
+from sevenfold import jobs, operations, workspace
+from sevenfold.registry import tracking
 from sevenfold.workspace import Workspace
 
 
@@ -36,7 +37,7 @@ def batch(operation: str, model: str, source: str, destination: str, folder: str
 
 
 def _trouble_may_pass(task: Any, run: Any, state: Any) -> bool:
-    return registry.may_pass(state.result(raise_on_failure=False))
+    return tracking.may_pass(state.result(raise_on_failure=False))
 
 
 @task(

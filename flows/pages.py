@@ -6,7 +6,8 @@ import threading
 from contextlib import ExitStack
 
 from flows import server
-from sevenfold import registry, workspace
+from sevenfold import workspace
+from sevenfold.registry import tracking
 
 
 def main() -> int:
@@ -17,11 +18,11 @@ def main() -> int:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda number, frame: over.set())
     with place.settled(), ExitStack() as stack:
-        registry.initialise(place)
+        tracking.initialise(place)
         try:
             prefect = stack.enter_context(server.standing(place, 4200)).removesuffix("/api")
             port = server.free_port(5000)
-            command = registry.server_command(place, host=server.HOST, port=port)
+            command = tracking.server_command(place, host=server.HOST, port=port)
             mlflow = f"http://{server.HOST}:{port}"
             log = place.logs / "mlflow-server.log"
             stack.enter_context(server.running(command, place.environment(), log, f"{mlflow}/health"))

@@ -14,8 +14,9 @@ from prefect.futures import PrefectFuture, as_completed
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows import console, devices
-from sevenfold import election, files, params, pipeline, registry, report, stages, workspace
+from sevenfold import election, files, params, pipeline, report, stages, workspace
 from sevenfold.pipeline import Reproduction, Stage
+from sevenfold.registry import tracking, versions
 from sevenfold.workspace import Workspace
 
 
@@ -168,7 +169,7 @@ def _hold_contests(
 
 
 def _trouble_may_pass(task: Any, run: Any, state: Any) -> bool:
-    return registry.may_pass(state.result(raise_on_failure=False))
+    return tracking.may_pass(state.result(raise_on_failure=False))
 
 
 @task(
@@ -206,7 +207,7 @@ def _write_artifacts(place: Workspace, settings: params.Params, failures: Mappin
                 description=f"Does {dataset} meet its expectations?",
             )
     if place.metrics.is_file():
-        champions = {v.name: v.label for v in registry.versions(place) if registry.CHAMPION in v.aliases}
+        champions = {v.name: v.label for v in versions.every(place) if versions.CHAMPION in v.aliases}
         table = console.results(files.read_json(place.metrics), champions)
         cells = [list(column.cells) for column in table.columns]
         heads = [

@@ -14,7 +14,7 @@ HOMES = {
     "ruamel": {"params"},
     "pydantic": {"params", "modules"},
     "great_expectations": {"validation"},
-    "mlflow": {"registry", "served_model"},
+    "mlflow": {"registry.packaging", "registry.promotion", "registry.tracking", "registry.versions", "served_model"},
     "dvc": {"pipeline"},
     "prefect": set(),  # flows/ only
     "faiss": {"indexes"},

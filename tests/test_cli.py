@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sevenfold import cli, formats, jobs, registry
+from sevenfold import cli, formats, jobs
+from sevenfold.registry import promotion, versions
 from tests import tiny
 
 CURVES = pd.DataFrame({"epoch": [1], "train_loss": [1.0]})
@@ -52,7 +53,7 @@ def place(outside, monkeypatch):
 @pytest.fixture
 def published(place):
     verdict = "table-deep beats the best rival, pca: average precision 0.9000 against 0.8000, by 0.0500 to 0.1500"
-    return registry.publish(
+    return versions.publish(
         place,
         "table-anomaly",
         place.root / "bundle",
@@ -169,7 +170,7 @@ def test_an_interrupt_is_no_error_with_a_traceback(call, place, monkeypatch):
 
 @pytest.mark.parametrize("operation", ["encode", "score"])
 def test_a_batch_of_the_champion_says_what_was_written_and_by_which_version(call, place, published, operation):
-    registry.promote(place, published, reasons=["it is the only one"])
+    promotion.promote(place, published, reasons=["it is the only one"])
     code, out, err = call(operation, "table-anomaly", "rows.csv", "out.parquet")
     assert (code, err) == (0, "")
     assert out.startswith("out.parquet: 30 rows by table-anomaly/1 in ")
@@ -271,7 +272,7 @@ def test_the_report_is_written_and_its_place_is_printed(call, place):
 
 
 def test_models_are_listed_by_the_name_that_other_commands_take(call, place, published, monkeypatch):
-    registry.promote(place, published, reasons=["good"])
+    promotion.promote(place, published, reasons=["good"])
     for arguments in ([], ["table-anomaly"]):
         code, out, err = call("models", *arguments)
         assert (code, err) == (0, "")

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from sevenfold import bundles, election, evaluation, files, formats, registry, stages
+from sevenfold import bundles, election, evaluation, files, formats, rematch, stages
 from sevenfold.datasets.base import Dataset
+from sevenfold.registry import promotion, versions
 from sevenfold.workspace import Workspace
 from tests import tiny
 
@@ -79,12 +80,12 @@ def hold(place):
 
 
 def champion(place):
-    version = registry.champion(place, NAME)
+    version = versions.champion(place, NAME)
     return version and version.tags["candidate"]
 
 
 def challenger(place):
-    version = registry.by_alias(place, NAME, registry.CHALLENGER)
+    version = versions.by_alias(place, NAME, versions.CHALLENGER)
     return version and version.number
 
 
@@ -117,7 +118,7 @@ def test_the_first_winner_is_published_with_its_story_and_promoted(place, hold):
     data = Dataset.load(place.prepared("table"))
     bundle = bundles.load(place.evaluation("good") / "reduction" / "bundle")
     assert outcome.score == pytest.approx(explained(bundle.model, data.test.x, data.test.observed), abs=1e-4)
-    version = registry.champion(place, NAME)
+    version = versions.champion(place, NAME)
     assert version.digest == bundles.digest(place.evaluation("good") / "reduction" / "bundle")
     assert version.tags["data_digest"] == files.digest(place.prepared("table"))
     assert version.tags["rival"] == outcome.rival
@@ -147,8 +148,13 @@ def test_a_second_election_publishes_and_judges_nothing(place, hold, monkeypatch
     hold()
     write_params(place, "weak", "good", gate=gate)
     first = hold()
-    before = registry.versions(place)
-    for module, name in ((evaluation, "rejudge"), (registry, "publish"), (registry, "promote"), (registry, "annotate")):
+    before = versions.every(place)
+    for module, name in (
+        (evaluation, "rejudge"),
+        (versions, "publish"),
+        (promotion, "promote"),
+        (versions, "annotate"),
+    ):
         monkeypatch.setattr(module, name, refuse)
     assert election.pending(place) == []
     again = hold()
@@ -157,7 +163,7 @@ def test_a_second_election_publishes_and_judges_nothing(place, hold, monkeypatch
         first, reasons=(), published=True, promoted=True
     )
     assert again.reasons == (("good is champion already",) if first.promoted else first.reasons)
-    assert registry.versions(place) == before
+    assert versions.every(place) == before
 
 
 def change_rule(place):
@@ -169,8 +175,7 @@ def change_rivals(place):
 
 
 def change_champion(place):
-    versions = registry.versions(place, NAME)
-    registry.promote(place, versions[0], reasons=["rolled back by hand"])
+    promotion.promote(place, versions.every(place, NAME)[0], reasons=["rolled back by hand"])
 
 
 def change_scores(place):
@@ -197,7 +202,7 @@ def test_whatever_a_decision_rests_on_opens_it_again_when_it_changes(place, hold
     assert outcome.promoted == (change in {change_champion, lose_files})
     assert outcome.published == (change is lose_files)
     assert champion(place) == "good"
-    registry.resolve(place, NAME)
+    versions.resolve(place, NAME)
     assert election.pending(place) == []
 
 
@@ -217,19 +222,19 @@ def test_the_champion_is_judged_again_on_todays_rows_that_it_never_saw_and_not_b
     new = bundles.load(place.evaluation("good") / "reduction" / "bundle")
     raw = tiny.table(200)
     fresh = np.setdiff1d(data.test.ids, known)
-    assert election.FEWEST_ROWS <= len(fresh) < len(data.test)
+    assert rematch.FEWEST_ROWS <= len(fresh) < len(data.test)
     test = raw.take(np.flatnonzero(raw.frame["customer"].isin(fresh)))
     difference = explained(new.model, *data.schema.transform(test)) - explained(old.model, *old.schema.transform(test))
     (reason,) = [r for r in outcome.reasons if "beats today's champion" in r]
     assert float(reason.split("by ")[1].split(",")[0]) == pytest.approx(difference, abs=2e-4)
     assert any(f"on the {len(fresh)} test rows that it has never seen" in r for r in outcome.reasons)
-    assert registry.champion(place, NAME).tags["decided_against"] == f"{NAME}/1"
+    assert versions.champion(place, NAME).tags["decided_against"] == f"{NAME}/1"
 
 
 def test_a_champion_that_has_seen_most_of_todays_test_rows_is_not_compared_by_what_it_learned(place, hold, monkeypatch):
     write_params(place, "good")
     hold()
-    monkeypatch.setattr(election, "FEWEST_ROWS", 80)
+    monkeypatch.setattr(rematch, "FEWEST_ROWS", 80)
     build(place, "weak", split=1)
     outcome = hold()
     assert outcome.promoted
@@ -244,7 +249,7 @@ def test_who_is_not_proven_better_than_the_champion_becomes_challenger(place, ho
     assert (outcome.published, outcome.promoted, outcome.version, outcome.champion) == (True, False, 2, 1)
     assert any("not proven better than today's champion" in reason for reason in outcome.reasons)
     assert (champion(place), challenger(place)) == ("good", 2)
-    assert registry.versions(place, NAME)[1].tags["decision"] == "challenger"
+    assert versions.every(place, NAME)[1].tags["decision"] == "challenger"
 
 
 @pytest.mark.parametrize(
@@ -264,7 +269,7 @@ def test_the_gates_rule_is_honoured(place, hold, gate, reason):
         assert any(reason in r for r in outcome.reasons)
         assert (champion(place), challenger(place)) == (None, 1)
         with pytest.raises(LookupError, match="has no champion yet"):
-            registry.resolve(place, NAME)
+            versions.resolve(place, NAME)
     else:
         assert (champion(place), challenger(place)) == ("good", None)
 
@@ -299,10 +304,10 @@ def test_an_election_that_broke_off_is_finished_by_the_next(place, hold, monkeyp
         raise ConnectionError("the server is gone")
 
     with monkeypatch.context() as patch:
-        patch.setattr(registry, "promote", no_network)
+        patch.setattr(promotion, "promote", no_network)
         with pytest.raises(ConnectionError):
             hold()
-    assert (len(registry.versions(place)), champion(place)) == (1, None)
+    assert (len(versions.every(place)), champion(place)) == (1, None)
     assert election.pending(place) == [NAME]
     outcome = hold()
     assert (outcome.published, outcome.promoted, outcome.champion) == (False, True, 1)
@@ -319,7 +324,7 @@ def test_nothing_trained_is_nothing_to_hold(place, hold):
     assert election.contests(place) == election.pending(place) == []
     with pytest.raises(LookupError, match="good: not evaluated; weak: not evaluated"):
         hold()
-    assert registry.versions(place) == []
+    assert versions.every(place) == []
 
 
 def test_the_sample_job_runs_a_champion_on_the_raw_rows_of_its_data_set(place, hold):

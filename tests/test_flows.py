@@ -18,7 +18,8 @@ import zc.lockfile
 
 from conftest import make_project
 from flows import __main__, devices, training
-from sevenfold import bundles, evaluation, registry, report
+from sevenfold import bundles, evaluation, report
+from sevenfold.registry import versions
 from sevenfold.workspace import Workspace
 
 NOISE = "level: 0.3, numbers: standard, categories: one-hot}"
@@ -66,7 +67,7 @@ def project(ran, tmp_path, monkeypatch):
 
 def test_one_command_leads_from_raw_data_to_champions_and_a_scored_batch(ran):
     project, output = ran
-    champions = {n: registry.champion(project.workspace, n) for n in ("digits-reduction", "wdbc-anomaly")}
+    champions = {n: versions.champion(project.workspace, n) for n in ("digits-reduction", "wdbc-anomaly")}
     assert champions["wdbc-anomaly"].number == 1
     scored = pd.read_parquet(project.root / ".sevenfold/batches/wdbc-anomaly.parquet")
     assert len(scored) == 569
@@ -112,7 +113,7 @@ def test_a_published_version_has_the_report_of_its_day_and_the_numbers_of_the_pa
     with project.workspace.settled():
         client = mlflow.MlflowClient()
         for name in ("digits-reduction", "wdbc-anomaly"):
-            version = registry.versions(project.workspace, name)[0]
+            version = versions.every(project.workspace, name)[0]
             page = Path(client.download_artifacts(version.run_id, "report.html", str(tmp_path))).read_text()
             assert page == project.workspace.report.read_text()
             assert version.tags["verdict"] in page
@@ -236,12 +237,12 @@ def test_the_pages_are_served_on_this_machine_until_they_are_ended(ran):
 
 def test_a_second_run_trains_nothing_publishes_nothing_and_says_so(ran):
     project, _ = ran
-    before = history(project), registry.versions(project.workspace)
+    before = history(project), versions.every(project.workspace)
     done = run(project)
     assert done.returncode == 0
     assert "nothing to train, nothing to publish" in done.stdout
     assert "wdbc-anomaly/1" in done.stdout
-    assert (history(project), registry.versions(project.workspace)) == before
+    assert (history(project), versions.every(project.workspace)) == before
 
 
 def test_after_dvc_repro_the_flow_finds_nothing_to_train(reproduced, tmp_path):
@@ -262,7 +263,7 @@ def test_one_failing_variant_is_named_and_stops_nobody(project):
     assert "Traceback" not in done.stderr
     assert "evaluate@digits-denoising: not begun, since train@digits-denoising failed" in done.stdout
     # Everything else was done: the other candidate was trained, judged and published, and the report says who is missing.
-    assert registry.find(
+    assert versions.find(
         project.workspace,
         "digits-reduction",
         bundles.digest(project.root / "results/evaluations/digits-deep/reduction/bundle"),

@@ -12,8 +12,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sevenfold import bundles, formats, operations, registry
+from sevenfold import bundles, formats, operations
 from sevenfold.bundles import BundleError
+from sevenfold.registry import promotion, tracking, versions
 from sevenfold.workspace import Workspace
 from tests import tiny
 
@@ -36,7 +37,7 @@ def contest(place):
 
 def publish(place, folder, name="table-anomaly", **more):
     arguments = {"params": {}, "metrics": {}, "curves": CURVES, "artifacts": [], "tags": {}, "description": ""}
-    return registry.publish(place, name, folder, **arguments | more)[0]
+    return versions.publish(place, name, folder, **arguments | more)[0]
 
 
 def client(place):
@@ -52,12 +53,12 @@ def test_several_processes_on_a_fresh_database_leave_it_sound_and_publish_one_ve
     folder = tiny.saved(tmp_path / "bundle", "table", "anomaly")
     code = f"""
 from pathlib import Path
-from sevenfold import registry
+from sevenfold.registry import tracking
 from sevenfold.workspace import Workspace
 from tests import test_registry
 place = Workspace(Path({str(tmp_path)!r}))
 with place.settled():
-    registry.initialise(place)
+    tracking.initialise(place)
     print(test_registry.publish(place, Path({str(folder)!r})).label)
 """
     command = [sys.executable, "-W", "ignore", "-c", code]
@@ -73,7 +74,7 @@ with place.settled():
         assert len(connection.execute("SELECT version_num FROM alembic_version").fetchall()) == 1
     assert database.stat().st_mode & 0o077 == 0
     with place.settled():
-        assert [v.digest for v in registry.versions(place)] == [bundles.digest(folder)]
+        assert [v.digest for v in versions.every(place)] == [bundles.digest(folder)]
 
 
 def test_a_database_that_cannot_be_set_up_is_named_with_a_remedy_and_left_as_it_is(tmp_path, monkeypatch):
@@ -83,14 +84,14 @@ def test_a_database_that_cannot_be_set_up_is_named_with_a_remedy_and_left_as_it_
     database = place.private / "mlflow" / "mlflow.db"
     database.write_bytes(b"no database" * 1000)
     with pytest.raises(RuntimeError, match=r"cannot set up .*mlflow.db: .*not a database.*; .*doctor.*; restore it"):
-        registry.initialise(place)
+        tracking.initialise(place)
     assert database.read_bytes() == b"no database" * 1000
     assert [p.name for p in database.parent.iterdir() if p.is_file()] == ["mlflow.db"]
 
 
 def test_a_server_looks_after_its_own_database(tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-    registry.initialise(Workspace(tmp_path))
+    tracking.initialise(Workspace(tmp_path))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -137,7 +138,7 @@ def test_the_same_digest_is_published_once_and_another_is_a_version_of_its_own(p
     first, second = contest
     assert (first.number, second.number) == (1, 2)
     assert first.digest != second.digest
-    again, new = registry.publish(
+    again, new = versions.publish(
         place,
         first.name,
         tiny.saved(place.root / "copy", "table", "anomaly", 0),
@@ -149,10 +150,10 @@ def test_the_same_digest_is_published_once_and_another_is_a_version_of_its_own(p
         description="",
     )
     assert (again.label, new) == (first.label, False)
-    assert [v.number for v in registry.versions(place, first.name)] == [1, 2]
+    assert [v.number for v in versions.every(place, first.name)] == [1, 2]
     # The name is part of the key: one bundle may stand in two contests.
     assert publish(place, place.root / "copy", name="other").label == "other/1"
-    assert [v.label for v in registry.versions(place)] == ["other/1", "table-anomaly/1", "table-anomaly/2"]
+    assert [v.label for v in versions.every(place)] == ["other/1", "table-anomaly/1", "table-anomaly/2"]
 
 
 def test_a_version_whose_files_are_lost_can_be_published_again(place, contest):
@@ -165,17 +166,17 @@ def test_a_damaged_bundle_is_not_published(place):
     (folder / "model.safetensors").write_bytes(b"")
     with pytest.raises(BundleError, match=r"model\.safetensors"):
         publish(place, folder)
-    assert registry.versions(place) == []
+    assert versions.every(place) == []
     assert client(place).search_experiments(filter_string="name = 'table-anomaly'") == []
 
 
 def artifacts(place, version):
-    folder = registry.bundle_folder(place, version)
+    folder = versions.bundle_folder(place, version)
     return folder.parents[1]
 
 
 def damage(place, version):
-    (registry.bundle_folder(place, version) / "model.safetensors").write_bytes(b"\0" * 16)
+    (versions.bundle_folder(place, version) / "model.safetensors").write_bytes(b"\0" * 16)
 
 
 def test_no_file_of_a_published_model_can_execute_on_loading_but_its_own_code(place, contest):
@@ -263,31 +264,31 @@ def test_a_served_model_refuses_the_operation_of_another_application(place, load
 
 def test_promotion_sets_the_alias_and_tells_why_and_over_whom(place, contest):
     first, second = contest
-    assert registry.champion(place, first.name) is None
-    registry.challenge(place, second)
-    registry.promote(place, first, reasons=["it is the first"])
-    promoted = registry.promote(place, second, reasons=["it is better", "by far"])
-    assert promoted == registry.champion(place, first.name)
+    assert versions.champion(place, first.name) is None
+    promotion.challenge(place, second)
+    promotion.promote(place, first, reasons=["it is the first"])
+    promoted = promotion.promote(place, second, reasons=["it is better", "by far"])
+    assert promoted == versions.champion(place, first.name)
     assert promoted.aliases == ("champion",), "no longer challenger"
     assert promoted.tags["promoted_over"] == first.label
     assert promoted.tags["promoted_because"] == "it is better; by far"
     assert promoted.tags["promoted_at"].startswith("20")
-    assert {v.number: v.aliases for v in registry.versions(place)} == {1: (), 2: ("champion",)}
+    assert {v.number: v.aliases for v in versions.every(place)} == {1: (), 2: ("champion",)}
 
 
 def test_the_champion_loads_and_its_weights_hash_to_its_tag(place, contest):
     for version in contest:
-        registry.promote(place, version, reasons=["in turn"])
-        found = registry.resolve(place, version.name)
-        assert bundles.digest(found.folder) == found.digest == registry.champion(place, version.name).tags["digest"]
+        promotion.promote(place, version, reasons=["in turn"])
+        found = versions.resolve(place, version.name)
+        assert bundles.digest(found.folder) == found.digest == versions.champion(place, version.name).tags["digest"]
         assert bundles.load(found.folder).origin["seed"] == version.number - 1
 
 
 @pytest.mark.parametrize("how", ["damaged", "exchanged", "gone"])
 def test_a_bundle_that_is_not_what_was_published_is_never_promoted(place, contest, how):
     first, second = contest
-    registry.promote(place, first, reasons=["sound"])
-    folder = registry.bundle_folder(place, second)
+    promotion.promote(place, first, reasons=["sound"])
+    folder = versions.bundle_folder(place, second)
     if how == "damaged":
         damage(place, second)
     elif how == "exchanged":  # a sound bundle, but not this one
@@ -296,18 +297,18 @@ def test_a_bundle_that_is_not_what_was_published_is_never_promoted(place, contes
     else:
         artifacts(place, second).rename(place.root / "elsewhere")
     with pytest.raises(BundleError, match=r"no sound bundle|has digest|cannot be fetched.*publish it again"):
-        registry.promote(place, second, reasons=["it looks good"])
-    assert registry.champion(place, first.name).number == first.number
-    assert "promoted_at" not in registry.versions(place, first.name)[1].tags
+        promotion.promote(place, second, reasons=["it looks good"])
+    assert versions.champion(place, first.name).number == first.number
+    assert "promoted_at" not in versions.every(place, first.name)[1].tags
 
 
 @pytest.mark.parametrize("before", [None, 0])
 def test_a_promotion_that_fails_at_the_last_step_changes_nothing(place, contest, before):
     version = contest[1]
     if before is not None:
-        registry.promote(place, version, reasons=["once before"])
-        registry.promote(place, contest[before], reasons=["sound"])
-    untouched = {v.number: v for v in registry.versions(place)}
+        promotion.promote(place, version, reasons=["once before"])
+        promotion.promote(place, contest[before], reasons=["sound"])
+    untouched = {v.number: v for v in versions.every(place)}
 
     def meanwhile():
         # Read after the bundle was verified, and before it is loaded through the alias.
@@ -315,48 +316,48 @@ def test_a_promotion_that_fails_at_the_last_step_changes_nothing(place, contest,
         yield "it was sound a moment ago"
 
     with pytest.raises(BundleError, match=r"model\.safetensors"):
-        registry.promote(place, version, reasons=meanwhile())
-    assert {v.number: v for v in registry.versions(place)} == untouched
+        promotion.promote(place, version, reasons=meanwhile())
+    assert {v.number: v for v in versions.every(place)} == untouched
 
 
 def test_two_promotions_at_once_leave_one_champion_that_loads(place, contest):
     code = f"""
 import sys
 from pathlib import Path
-from sevenfold import registry
+from sevenfold.registry import promotion, versions
 from sevenfold.workspace import Workspace
 place = Workspace(Path({str(place.root)!r}))
 with place.settled():
-    version = registry.versions(place, "table-anomaly")[int(sys.argv[1])]
-    registry.promote(place, version, reasons=["at once"])
+    version = versions.every(place, "table-anomaly")[int(sys.argv[1])]
+    promotion.promote(place, version, reasons=["at once"])
 """
     started = [subprocess.Popen([sys.executable, "-W", "ignore", "-c", code, str(i)]) for i in (0, 1)]
     assert [process.wait(timeout=120) for process in started] == [0, 0]
-    story = {v.number: v.tags["promoted_over"] for v in registry.versions(place)}
-    last = registry.champion(place, "table-anomaly").number
+    story = {v.number: v.tags["promoted_over"] for v in versions.every(place)}
+    last = versions.champion(place, "table-anomaly").number
     assert story == {last: f"table-anomaly/{3 - last}", 3 - last: "none"}
-    found = registry.resolve(place, "table-anomaly")
+    found = versions.resolve(place, "table-anomaly")
     bundles.load(found.folder, expected=found.digest)
 
 
 def test_a_model_is_named_by_champion_alias_version_or_folder(place, contest, monkeypatch):
     first, second = contest
-    registry.promote(place, first, reasons=["first"])
-    registry.challenge(place, second)
+    promotion.promote(place, first, reasons=["first"])
+    promotion.challenge(place, second)
     for model, version in {
         "table-anomaly": first,
         "table-anomaly@champion": first,
         "table-anomaly@challenger": second,
         "table-anomaly/2": second,
     }.items():
-        found = registry.resolve(place, model)
+        found = versions.resolve(place, model)
         assert (found.label, found.digest) == (version.label, version.digest)
         assert bundles.digest(found.folder) == version.digest
     folder = place.root / "bundle-1"
-    assert registry.resolve(place, str(folder)) == registry.Resolved(folder, str(folder), second.digest)
+    assert versions.resolve(place, str(folder)) == versions.Resolved(folder, str(folder), second.digest)
     # A folder that shares a model's name, such as a job's output, is not meant.
     (place.root / "table-anomaly").mkdir()
-    assert registry.resolve(place, "table-anomaly").label == first.label
+    assert versions.resolve(place, "table-anomaly").label == first.label
 
 
 @pytest.mark.parametrize(
@@ -376,17 +377,17 @@ def test_a_model_is_named_by_champion_alias_version_or_folder(place, contest, mo
     ],
 )
 def test_a_model_that_does_not_exist_is_an_error_that_says_what_there_is(place, contest, model, message):
-    registry.challenge(place, contest[1])
+    promotion.challenge(place, contest[1])
     with pytest.raises(LookupError, match=message):
-        registry.resolve(place, model)
+        versions.resolve(place, model)
 
 
 def test_in_an_empty_registry_there_is_no_model(place):
-    assert registry.versions(place) == []
-    assert registry.versions(place, "table-anomaly") == []
-    assert registry.champion(place, "table-anomaly") is None
+    assert versions.every(place) == []
+    assert versions.every(place, "table-anomaly") == []
+    assert versions.champion(place, "table-anomaly") is None
     with pytest.raises(LookupError, match="registered are: none; `sevenfold run` makes them"):
-        registry.resolve(place, "table-anomaly")
+        versions.resolve(place, "table-anomaly")
 
 
 def test_all_models_are_listed_however_many_there_are(place):
@@ -395,12 +396,12 @@ def test_all_models_are_listed_however_many_there_are(place):
         mlflow.create_registered_model(f"m{number:03}")
         if number >= 100:
             mlflow.create_model_version(f"m{number:03}", "s3://bucket/model", tags={"digest": str(number)})
-    assert [v.digest for v in registry.versions(place)] == ["100", "101", "102"]
+    assert [v.digest for v in versions.every(place)] == ["100", "101", "102"]
 
 
 def test_annotations_are_kept_with_the_version(place, contest):
-    registry.annotate(place, contest[0], {"decision": "none", "rival": "pca"})
-    registry.annotate(place, contest[0], {"decision": "champion"})
-    tags = registry.versions(place, "table-anomaly")[0].tags
+    versions.annotate(place, contest[0], {"decision": "none", "rival": "pca"})
+    versions.annotate(place, contest[0], {"decision": "champion"})
+    tags = versions.every(place, "table-anomaly")[0].tags
     assert (tags["decision"], tags["rival"]) == ("champion", "pca")
     assert json.loads(json.dumps(dict(tags)))["digest"] == contest[0].digest

@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 
 import samples
-from sevenfold import bundles, cli, election, formats, recalibration, registry, stages, thresholds
+from sevenfold import bundles, cli, election, formats, publication, recalibration, stages, thresholds
+from sevenfold.registry import versions
 from sevenfold.workspace import Workspace
 from tests import tiny
 
@@ -198,17 +199,17 @@ def scored(place, call, model):
 
 def test_a_moved_champion_flags_by_its_new_threshold_and_outlives_the_next_election(place, call):
     election.hold(place, NAME)
-    first = registry.champion(place, NAME)
+    first = versions.champion(place, NAME)
     before = scored(place, call, NAME)
     code, out, _ = call("threshold", NAME, "--policy", "quantile", "--value", "0.6", "--move")
     assert code == 0
     assert out.splitlines()[-1] == f"{NAME}/2: {NAME}/1 with its threshold moved to quantile 0.6, champion now"
-    champion = registry.champion(place, NAME)
+    champion = versions.champion(place, NAME)
     assert (champion.number, champion.tags["moved_from"]) == (2, f"{NAME}/1")
     assert champion.tags["moved_threshold"] == "from false-positive-rate 0.1 to quantile 0.6"
     assert champion.tags["promoted_over"] == f"{NAME}/1"
     assert champion.tags["candidate"] == "good"
-    folders = [registry.bundle_folder(place, version) for version in (first, champion)]
+    folders = [versions.bundle_folder(place, version) for version in (first, champion)]
     weights = [(folder / "model.safetensors").read_bytes() for folder in folders]
     assert weights[0] == weights[1]
     after = scored(place, call, NAME)
@@ -222,12 +223,12 @@ def test_a_moved_champion_flags_by_its_new_threshold_and_outlives_the_next_elect
     assert (outcome.published, outcome.promoted, outcome.version, outcome.champion) == (False, False, 1, 2)
     assert any("not proven better than today's champion" in reason for reason in outcome.reasons)
     assert election.pending(place) == []
-    assert registry.champion(place, NAME).number == 2
+    assert versions.champion(place, NAME).number == 2
 
     # What the next election knows of a version, it knows of a moved one.
     assert (
-        registry.artifact(place, champion, election.SEEN).read_bytes()
-        == registry.artifact(place, first, election.SEEN).read_bytes()
+        versions.artifact(place, champion, publication.SEEN).read_bytes()
+        == versions.artifact(place, first, publication.SEEN).read_bytes()
     )
     import mlflow
 
@@ -240,8 +241,8 @@ def test_a_moved_champion_flags_by_its_new_threshold_and_outlives_the_next_elect
     # Back again it is the version that there was.
     code, out, _ = call("threshold", NAME, "--policy", "false-positive-rate", "--value", "0.1", "--move")
     assert out.splitlines()[-1].startswith(f"{NAME}/1: {NAME}/2 with its threshold moved")
-    assert registry.champion(place, NAME).number == 1
-    assert len(registry.versions(place, NAME)) == 2
+    assert versions.champion(place, NAME).number == 1
+    assert len(versions.every(place, NAME)) == 2
 
 
 def test_a_challenger_that_is_moved_stays_none_of_the_champions(place, call):
@@ -250,7 +251,7 @@ def test_a_challenger_that_is_moved_stays_none_of_the_champions(place, call):
     code, out, _ = call("threshold", f"{NAME}/1", "--policy", "mad", "--value", "3", "--move")
     assert code == 0
     assert out.splitlines()[-1] == f"{NAME}/2: {NAME}/1 with its threshold moved to mad 3"
-    assert registry.champion(place, NAME) is None
+    assert versions.champion(place, NAME) is None
 
 
 def test_a_table_shows_settings_and_marks_the_one_in_use(place, call):

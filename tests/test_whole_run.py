@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from conftest import make_project
-from sevenfold import files, registry, stages, workspace
+from sevenfold import files, stages, workspace
+from sevenfold.registry import versions
 
 ROOT = Path(__file__).parents[1]
 
@@ -48,8 +49,8 @@ def test_a_run_gives_the_numbers_that_are_committed(project):
 def test_each_contest_is_published_and_those_that_pass_the_gate_have_a_champion(project):
     settings = stages.check(project.workspace)
     names = [f"{dataset}-{application}" for dataset, application in stages.contests(settings)]
-    assert {v.name for v in registry.versions(project.workspace)} == set(names)
-    champions = [name for name in names if registry.champion(project.workspace, name)]
+    assert {v.name for v in versions.every(project.workspace)} == set(names)
+    champions = [name for name in names if versions.champion(project.workspace, name)]
     assert {"digits-reduction", "digits-anomaly", "wdbc-anomaly"} <= set(champions)
 
 

@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from sevenfold import bundles, evaluation, formats, modules, preparation, registry, training
+from sevenfold import bundles, evaluation, formats, modules, preparation, training
 from sevenfold.applications.base import Application
 from sevenfold.bundles import Bundle
 from sevenfold.datasets.base import Dataset
 from sevenfold.models.base import ModelSpec
+from sevenfold.registry import tracking
 from sevenfold.workspace import Workspace
 
 SETTINGS = training.Settings(
@@ -124,7 +125,7 @@ def _database() -> tuple[tuple[str, bytes], ...]:
     """Return the files of an empty tracking database: making one takes seconds."""
     with tempfile.TemporaryDirectory() as folder:
         place = Workspace(Path(folder))
-        registry.initialise(place)
+        tracking.initialise(place)
         return tuple((p.name, p.read_bytes()) for p in (place.private / "mlflow").iterdir())
 
 

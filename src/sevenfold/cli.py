@@ -190,13 +190,14 @@ def _run(given: argparse.Namespace) -> int:
 
 def _initialised() -> Workspace:
     """Return the workspace with its private folders, database and DVC settings in place."""
-    from sevenfold import pipeline, registry, stages
+    from sevenfold import pipeline, stages
+    from sevenfold.registry import tracking
 
     place = workspace.find()
     place.initialise()
     pipeline.initialise(place)
     stages.check(place)
-    registry.initialise(place)
+    tracking.initialise(place)
     return place
 
 
@@ -242,10 +243,11 @@ def _threshold(given: argparse.Namespace) -> int:
     place = workspace.find()
     place.initialise()
     with place.settled():
-        from sevenfold import bundles, recalibration, registry
+        from sevenfold import bundles, recalibration
+        from sevenfold.registry import versions
 
         _require_setting(given)
-        found = registry.resolve(place, given.model)
+        found = versions.resolve(place, given.model)
         if given.move:
             _require_target(given, registered=found.version is not None)
         bundle = bundles.load(found.folder, expected=found.digest)
@@ -325,10 +327,10 @@ def _models(given: argparse.Namespace) -> int:
     place = workspace.find()
     place.initialise()
     with place.settled():
-        from sevenfold import registry
+        from sevenfold.registry import tracking, versions
 
-        registry.initialise(place)
-        found = registry.versions(place, given.name)
+        tracking.initialise(place)
+        found = versions.every(place, given.name)
     if not found:
         what = f"no version of {given.name!r} is registered" if given.name else "no model is registered yet"
         raise LookupError(f"{what}; `sevenfold models` lists all, `sevenfold run` makes them")

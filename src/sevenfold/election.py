@@ -3,27 +3,13 @@
 import hashlib
 import json
 import math
-import subprocess
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np
-import pandas as pd
-
-from sevenfold import bundles, evaluation, files, gate, modules, params, registry, stages
-from sevenfold.bundles import Bundle
-from sevenfold.datasets.base import Dataset, Split
+from sevenfold import bundles, evaluation, files, gate, modules, params, publication, rematch, stages
 from sevenfold.params import Params
+from sevenfold.registry import promotion, tracking, versions
 from sevenfold.workspace import Workspace
-
-SEEN = "seen.npy"
-"""With each version lie the fingerprints of the rows that it learned from or was calibrated on."""
-
-FEWEST_ROWS = 30
-"""Test rows that a comparison with a champion of other data or another split needs."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +47,8 @@ class _Case:
     contest: evaluation.Contest
     rule: gate.Rule
     bundle: Path
-    version: registry.Version | None
-    champion: registry.Version | None
+    version: versions.Version | None
+    champion: versions.Version | None
 
     @property
     def chosen(self) -> str:
@@ -85,7 +71,7 @@ def _has_result(workspace: Workspace, settings: Params, dataset: str, applicatio
 def pending(workspace: Workspace) -> list[str]:
     """Return the names of the contests that `hold` would publish, judge or promote something for."""
     settings = params.load(workspace.params)
-    registry.initialise(workspace)
+    tracking.initialise(workspace)
     found = []
     for name in contests(workspace):
         contest = _contest(workspace, settings, name)
@@ -108,13 +94,13 @@ def hold(workspace: Workspace, name: str) -> Outcome:
     if contest.chosen is None:
         reasons = "; ".join(f"{n}: {reason}" for n, reason in contest.missing.items())
         raise LookupError(f"{name}: no candidate has a result ({reasons}); look at what failed before this")
-    registry.initialise(workspace)
+    tracking.initialise(workspace)
     with workspace.lock(f"election-{name}"):
         case = _case(workspace, settings, contest)
         if case.version is not None and _is_decided(workspace, case):
             version, published, choice = case.version, False, _decision(case, case.version)
         else:
-            version, published = _publish(workspace, settings, case)
+            version, published = publication.publish(workspace, settings, contest, case.bundle)
             choice = _decide(workspace, case, version)
     promoted = choice.winner is not None
     return Outcome(
@@ -149,12 +135,12 @@ def _case(workspace: Workspace, settings: Params, contest: evaluation.Contest) -
         contest=contest,
         rule=gate.Rule(**settings.rule(contest.name).model_dump()),
         bundle=bundle,
-        version=registry.find(workspace, contest.name, bundles.digest(bundle)),
-        champion=registry.champion(workspace, contest.name),
+        version=versions.find(workspace, contest.name, bundles.digest(bundle)),
+        champion=versions.champion(workspace, contest.name),
     )
 
 
-def _basis(workspace: Workspace, case: _Case, champion: registry.Version | None) -> str:
+def _basis(workspace: Workspace, case: _Case, champion: versions.Version | None) -> str:
     """Return a digest of what a decision rests on: while it is the same, so is the decision."""
     rivals = workspace.rivals(case.contest.dataset) / case.contest.application
     basis = {
@@ -170,26 +156,28 @@ def _is_decided(workspace: Workspace, case: _Case) -> bool:
     return case.version is not None and case.version.tags.get("decided_on") == _basis(workspace, case, case.champion)
 
 
-def _decision(case: _Case, version: registry.Version) -> gate.Choice:
+def _decision(case: _Case, version: versions.Version) -> gate.Choice:
     """Return what was decided before: the champion stays."""
     if case.champion is not None and case.champion.number == version.number:
         return gate.Choice(None, (f"{case.chosen} is champion already",))
     return gate.Choice(None, tuple(version.tags["decided_because"].splitlines()))
 
 
-def _decide(workspace: Workspace, case: _Case, version: registry.Version) -> gate.Choice:
+def _decide(workspace: Workspace, case: _Case, version: versions.Version) -> gate.Choice:
     """Ask the gate, act on its choice, and write down with the version what was decided, and on what."""
     champion = case.champion
     if champion is not None and champion.number == version.number:
         choice = _decision(case, version)
     else:
-        against, notes = (None, ()) if champion is None else _against_champion(workspace, case, champion)
+        against, notes = (
+            (None, ()) if champion is None else rematch.against(workspace, case.contest, case.bundle, champion)
+        )
         choice = gate.choose(_standings(case.contest, against), case.rule)
         choice = gate.Choice(choice.winner, (*choice.reasons, *notes))
         if choice.winner is not None:
-            champion = registry.promote(workspace, version, reasons=choice.reasons)
+            champion = promotion.promote(workspace, version, reasons=choice.reasons)
         else:
-            registry.challenge(workspace, version)
+            promotion.challenge(workspace, version)
     decision = {
         "decision": "champion" if champion is not None and champion.number == version.number else "challenger",
         "decided_against": case.champion.label if case.champion else "none",
@@ -197,7 +185,7 @@ def _decide(workspace: Workspace, case: _Case, version: registry.Version) -> gat
         "decided_by": json.dumps(asdict(case.rule)),
         "decided_on": _basis(workspace, case, champion),
     }
-    registry.annotate(workspace, version, _verdict(case.contest) | decision)
+    versions.annotate(workspace, version, publication.verdict(case.contest) | decision)
     return choice
 
 
@@ -214,131 +202,13 @@ def _standings(contest: evaluation.Contest, champion: gate.Interval | None) -> d
     return standings
 
 
-def _against_champion(
-    workspace: Workspace, case: _Case, champion: registry.Version
-) -> tuple[gate.Interval | None, tuple[str, ...]]:
-    """Judge today's champion again on the rows that the candidate was judged on, and compare the two.
-
-    Data or split may have changed since the champion learned; then both are judged on those rows alone that it has
-    never seen, since on the others it would be judged by what it learned.
-    """
-    dataset = Dataset.load(workspace.prepared(case.contest.dataset))
-    try:
-        theirs = bundles.load(registry.bundle_folder(workspace, champion), expected=champion.digest)
-        ours = bundles.load(case.bundle)
-        judgement = case.contest.candidates[case.chosen]
-        notes: tuple[str, ...] = ()
-        if theirs.origin.get("data_digest") != ours.origin["data_digest"]:
-            fresh = _never_seen(workspace, champion, dataset.test)
-            if len(fresh) < FEWEST_ROWS:
-                return None, (
-                    f"of today's {len(dataset.test)} test rows {champion.label} has never seen {len(fresh)}, and a comparison "
-                    f"needs {FEWEST_ROWS}; it is not compared",
-                )
-            dataset = replace(dataset, test=dataset.test.take(fresh))
-            judgement = evaluation.rejudge(ours.application, ours.model, dataset)
-            notes = (f"compared with {champion.label} on the {len(fresh)} test rows that it has never seen",)
-        judged = evaluation.rejudge(theirs.application, theirs.model, _as_seen_by(theirs, dataset))
-        return evaluation.interval(ours.application, judgement, judged), notes
-    except (ValueError, FileNotFoundError) as error:
-        # A champion that is broken or cannot take today's data cannot defend its place.
-        return None, (f"{champion.label} cannot be judged on today's data: {error}",)
-
-
-def _never_seen(workspace: Workspace, champion: registry.Version, test: Split) -> np.ndarray:
-    """Return the positions of test rows that a version neither learned from nor was calibrated on."""
-    path = registry.artifact(workspace, champion, SEEN)
-    if path is None or test.fingerprints is None:
-        return np.arange(0)
-    return np.flatnonzero(~np.isin(test.fingerprints, np.load(path, allow_pickle=False)))
-
-
-def _as_seen_by(bundle: Bundle, dataset: Dataset) -> Dataset:
-    """Return the data set as the bundle's own schema scales it, by way of the user's units."""
-    if bundle.schema.to_json() == dataset.schema.to_json():
-        return dataset
-
-    def seen(split: Split) -> Split:
-        raw = dataset.schema.inverse(split.x, split.observed)
-        x, observed = bundle.schema.transform(raw)
-        return replace(split, x=x, observed=observed)
-
-    return Dataset(dataset.name, bundle.schema, seen(dataset.train), seen(dataset.validation), seen(dataset.test))
-
-
-def _publish(workspace: Workspace, settings: Params, case: _Case) -> tuple[registry.Version, bool]:
-    if case.version is not None:
-        return case.version, False
-    contest = case.contest
-    candidate = settings.candidates[case.chosen]
-    chosen = contest.candidates[case.chosen]
-    metrics = {f"test.{n}": v for n, v in chosen.test.metrics.items()}
-    metrics |= {f"validation.{n}": v for n, v in chosen.validation.metrics.items()}
-    metrics |= {f"rival.{n}.{contest.primary}": contest.score(n) for n in contest.rivals}
-    verdict = workspace.verdict(contest.dataset)
-    with _seen(workspace, contest.dataset) as seen:
-        return registry.publish(
-            workspace,
-            contest.name,
-            case.bundle,
-            params={
-                "dataset": settings.datasets[contest.dataset].model_dump(mode="json"),
-                "candidate": candidate.model_dump(mode="json"),
-                "training": settings.settings(case.chosen).model_dump(),
-                "application": dict(settings.applications[contest.dataset][contest.application]),
-                "seed": settings.seed,
-            },
-            metrics=metrics,
-            curves=pd.read_csv(workspace.history(case.chosen)),
-            artifacts=[p for p in (workspace.report, verdict, verdict.with_suffix(".html"), seen) if p.is_file()],
-            tags={
-                "dataset": contest.dataset,
-                "application": contest.application,
-                "variant": candidate.variant,
-                "candidate": case.chosen,
-                "data_digest": files.digest(workspace.prepared(contest.dataset)),
-                "git_commit": _git_commit(workspace),
-                **_verdict(contest),
-            },
-            description=f"**{contest.name}**: {contest.verdict}.",
-        )
-
-
-@contextmanager
-def _seen(workspace: Workspace, dataset: str) -> Iterator[Path]:
-    """Give a file with the fingerprints of the rows that a candidate learns from or is calibrated on."""
-    data = Dataset.load(workspace.prepared(dataset))
-    prints = [split.fingerprints for split in (data.train, data.validation) if split.fingerprints is not None]
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / SEEN
-        if prints:
-            np.save(path, np.unique(np.concatenate(prints)), allow_pickle=False)
-        yield path
-
-
-def _verdict(contest: evaluation.Contest) -> dict[str, str]:
-    wins = contest.against is not None and contest.against.low > 0
-    return {"rival": contest.rival or "none", "beats_rivals": str(wins).lower(), "verdict": contest.verdict}
-
-
-def _git_commit(workspace: Workspace) -> str:
-    """Return the commit that the workspace is at, with "-dirty" where files differ from it; "none" outside git."""
-
-    def git(*arguments: str) -> str | None:
-        done = subprocess.run(["git", *arguments], cwd=workspace.root, capture_output=True, text=True, check=False)
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    commit = git("rev-parse", "HEAD")
-    return "none" if commit is None else commit + ("-dirty" if git("status", "--porcelain") else "")
-
-
 def sample(workspace: Workspace) -> tuple[str, str, Path] | None:
     """Return (operation, model, input) of a batch job that shows a champion at work on its data set's raw rows.
 
     Returns None where no contest has a champion yet.
     """
     settings = params.load(workspace.params)
-    champions = {v.name for v in registry.versions(workspace) if registry.CHAMPION in v.aliases}
+    champions = {v.name for v in versions.every(workspace) if versions.CHAMPION in v.aliases}
     # Scores say more to a reader than codes do.
     for dataset, application in sorted(stages.contests(settings), key=lambda contest: contest[1] != "anomaly"):
         name, path = f"{dataset}-{application}", workspace.root / settings.datasets[dataset].path

@@ -9,9 +9,10 @@ from typing import Any
 
 import pandas as pd
 
-from sevenfold import bundles, files, formats, operations, registry
+from sevenfold import bundles, files, formats, operations
 from sevenfold.bundles import Bundle
 from sevenfold.datasets.base import DataError
+from sevenfold.registry import versions
 from sevenfold.workspace import Workspace
 
 BATCH_SIZE = 8192
@@ -65,7 +66,7 @@ def run(
         model: `NAME` (its champion), `NAME@ALIAS`, `NAME/VERSION` or a bundle's folder.
         on_rows: called with the number of rows done so far.
     """
-    found = registry.resolve(workspace, model)
+    found = versions.resolve(workspace, model)
     bundle = bundles.load(found.folder, expected=found.digest)
     return apply(bundle, found.label, found.digest, operation, source, destination, on_rows)
 

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from sevenfold import bundles, formats, registry, thresholds
+from sevenfold import bundles, formats, thresholds
 from sevenfold.applications.anomaly import Anomaly
 from sevenfold.bundles import Bundle
+from sevenfold.registry import promotion, versions
 from sevenfold.workspace import Workspace
 
 BATCH_SIZE = 8192
@@ -117,7 +118,7 @@ def moved(bundle: Bundle, to: Setting) -> Bundle:
     return replace(bundle, application=application(bundle).moved(to.policy, to.value, to.share))
 
 
-def move(workspace: Workspace, name: str, number: int, to: Setting) -> tuple[registry.Version, bool]:
+def move(workspace: Workspace, name: str, number: int, to: Setting) -> tuple[versions.Version, bool]:
     """Publish a version of a registered model again, with its threshold moved, and make it champion if that one was.
 
     Moving it to where some version has it already publishes nothing. Returns the version, and whether it is champion now.
@@ -128,17 +129,17 @@ def move(workspace: Workspace, name: str, number: int, to: Setting) -> tuple[reg
     """
     # No election may come between looking at the champion and taking its place.
     with workspace.lock(f"election-{name}"):
-        before = next((v for v in registry.versions(workspace, name) if v.number == number), None)
+        before = next((v for v in versions.every(workspace, name) if v.number == number), None)
         if before is None:
             raise LookupError(f"{name} has no version {number}; `sevenfold models {name}` lists them")
-        bundle = bundles.load(registry.bundle_folder(workspace, before), expected=before.digest)
+        bundle = bundles.load(versions.bundle_folder(workspace, before), expected=before.digest)
         held, used = application(bundle).known.normal, setting(application(bundle))
         changed = moved(bundle, to)
         now = application(changed)
         with tempfile.TemporaryDirectory() as room:
             folder = Path(room) / "bundle"
             bundles.save(folder, changed)
-            version, _ = registry.republish(
+            version, _ = versions.republish(
                 workspace,
                 before,
                 folder,
@@ -150,7 +151,7 @@ def move(workspace: Workspace, name: str, number: int, to: Setting) -> tuple[reg
                 tags={"moved_from": before.label, "moved_threshold": f"from {used} to {to}"},
                 description=f"{before.label} with its threshold moved from {used} to {to}.",
             )
-        if registry.CHAMPION in before.aliases and version.number != before.number:
+        if versions.CHAMPION in before.aliases and version.number != before.number:
             reason = f"it is {before.label} with its threshold moved from {used} to {to}"
-            version = registry.promote(workspace, version, reasons=[reason])
-        return version, registry.CHAMPION in version.aliases
+            version = promotion.promote(workspace, version, reasons=[reason])
+        return version, versions.CHAMPION in version.aliases
