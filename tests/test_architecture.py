@@ -128,7 +128,7 @@ def test_nothing_unpickles():
 
 
 # What these do shows in no result: they find, read and write.
-CARRIERS = {"checkpoints", "datasets.base", "files", "formats", "modules", "params", "workspace"}
+CARRIERS = {"checkpoints", "datasets.base", "files", "formats", "modules", "params", "upgrades", "workspace"}
 
 
 @pytest.mark.parametrize("variant", [n for n in modules() if n.startswith("models.") and n != "models.base"])

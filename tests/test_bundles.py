@@ -204,13 +204,13 @@ def test_a_bundle_that_is_not_the_expected_one_is_refused(folder):
         bundles.load(folder, expected="0" * 64)
 
 
-@pytest.mark.parametrize("newer", [bundles.FORMAT + 1, None, "3"])
+@pytest.mark.parametrize("newer", [bundles.FORMAT + 1, 0, True, None, "3"])
 def test_another_format_is_told_before_anything_else(folder, newer):
     edit(folder, format=newer, model={"layout": "unheard of"})
     (folder / "more.safetensors").write_bytes(b"")
     with pytest.raises(
         BundleError,
-        match=rf"has bundle format {newer!r}; this version reads {bundles.FORMAT}; use the sevenfold version",
+        match=rf"has bundle format {newer!r}; this version of sevenfold reads 1 to {bundles.FORMAT}; use the .* or a newer one",
     ):
         bundles.load(folder)
 
@@ -309,7 +309,8 @@ def test_a_changed_number_in_the_description_is_found_even_where_the_digest_is_n
 
 
 @pytest.mark.parametrize(
-    ("text", "reason"), [("{", "is not valid JSON"), ("[1]", "holds list; expected an object"), ("\xff", "JSON")]
+    ("text", "reason"),
+    [("{", "is not valid JSON"), ("[1]", "holds list; expected an object"), ("\xff", "JSON"), ("[" * 10**5, "JSON")],
 )
 def test_a_description_that_is_no_json_object_is_refused(folder, text, reason):
     (folder / "bundle.json").write_bytes(text.encode("latin-1"))
@@ -317,12 +318,31 @@ def test_a_description_that_is_no_json_object_is_refused(folder, text, reason):
         bundles.load(folder)
 
 
-def test_tensors_that_announce_nonsense_are_refused_though_their_sum_is_right(folder):
-    path = folder / "application.safetensors"
-    path.write_bytes((1 << 60).to_bytes(8, "little") + b"{}")
+@pytest.mark.parametrize("name", bundles.TENSORS)
+@pytest.mark.parametrize("claimed", [1 << 60, 3 << 10])
+def test_tensors_that_announce_nonsense_are_refused_though_their_sum_is_right(folder, name, claimed, monkeypatch):
+    monkeypatch.setattr(files, "MOST_HEADER", 2 << 10)
+    path = folder / name
+    path.write_bytes(claimed.to_bytes(8, "little") + b"{" + b" " * (4 << 10))
     sums = json.loads((folder / "bundle.json").read_text())["sha256"]
-    edit(folder, sha256={**sums, "application.safetensors": files.digest(path)})
-    with pytest.raises(BundleError, match=r"is no sound bundle: .*[Hh]eader"):
+    edit(folder, sha256={**sums, name: files.digest(path)})
+    with pytest.raises(BundleError, match=rf"is no sound bundle: {name} (claims|has) a header of {claimed:,} bytes"):
+        bundles.load(folder)
+
+
+def test_a_description_too_large_to_be_one_is_not_parsed(folder, monkeypatch):
+    monkeypatch.setattr(files, "MOST_JSON", 100)
+    with pytest.raises(BundleError, match=r"bundle\.json has [0-9,]+ bytes; expected JSON of at most 100; take it"):
+        bundles.load(folder)
+
+
+@pytest.mark.parametrize("name", ["../model.safetensors", "/etc/passwd", "more.safetensors"])
+def test_a_path_out_of_the_folder_is_refused_by_name(folder, name):
+    sums = json.loads((folder / "bundle.json").read_text())["sha256"]
+    edit(folder, sha256={**sums, name: "0" * 64})
+    with pytest.raises(
+        BundleError, match=rf"bundle\.json names '{name}', which is no file of a bundle and not looked at"
+    ):
         bundles.load(folder)
 
 
@@ -351,6 +371,12 @@ def test_weights_are_plain_safetensors(folder):
 def test_damaged_weights_of_a_model_without_application_are_named(tmp_path):
     spec = samples.spec("pca", "table")
     bundles.save_model(tmp_path / "model", spec, samples.trained("pca", "table"))
-    (tmp_path / "model" / "model.safetensors").write_bytes(b"12345678")
+    path = tmp_path / "model" / "model.safetensors"
+    path.write_bytes(b"12345678")
+    with pytest.raises(
+        BundleError, match=r"model\.safetensors claims a header of .* it is truncated or no safetensors"
+    ):
+        bundles.load_model(tmp_path / "model")
+    safetensors.numpy.save_file({"other": np.zeros(3)}, path)
     with pytest.raises(BundleError, match=r"model\.safetensors does not hold the weights of pca \{'code': 4\}: "):
         bundles.load_model(tmp_path / "model")

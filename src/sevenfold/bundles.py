@@ -15,8 +15,9 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 import safetensors.torch
+import torch
 
-from sevenfold import files, modules
+from sevenfold import files, modules, upgrades
 from sevenfold.applications.base import Application
 from sevenfold.datasets.base import ImageSchema, Schema, TableSchema, schema_from_json
 from sevenfold.models.base import Autoencoder, ModelSpec
@@ -56,7 +57,10 @@ def save_model(folder: Path, spec: ModelSpec, model: Autoencoder) -> None:
 def load_model(folder: Path) -> tuple[ModelSpec, Autoencoder]:
     """Read what `save_model` wrote."""
     spec = ModelSpec.from_json(files.read_json(folder / "model.json"))
-    return spec, _load_weights(folder / "model.safetensors", spec)
+    path = folder / "model.safetensors"
+    if problem := files.header_problem(path):
+        raise BundleError(f"{path} {problem}; run `dvc repro` to make it again")
+    return spec, _with_weights(spec, safetensors.torch.load_file(path), path)
 
 
 def save(folder: Path, bundle: Bundle) -> str:
@@ -82,14 +86,15 @@ def save(folder: Path, bundle: Bundle) -> str:
 
 
 def load(folder: Path, *, expected: str | None = None) -> Bundle:
-    """Read a bundle.
+    """Read a bundle, of this format or an older one, which is upgraded in memory.
 
     Args:
         expected: the digest that the bundle must have, where it is known.
 
     Raises:
         FileNotFoundError: there is no such folder.
-        BundleError: files are missing, added, damaged or of another format, or the digest is another.
+        BundleError: files are missing, added, damaged, or of a newer format or one that cannot be upgraded, or the digest is
+            another.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} does not exist; expected a bundle's folder")
@@ -100,6 +105,8 @@ def load(folder: Path, *, expected: str | None = None) -> Bundle:
     if problems:
         raise _unsound(folder, "; ".join(problems))
     try:
+        weights = safetensors.torch.load_file(folder / "model.safetensors")
+        description, weights = upgrades.upgraded(description, weights, to=FORMAT)
         spec = ModelSpec.from_json(description["model"])
         name = description["application"]["name"]
         kind: Any = modules.member("applications", name, Application)
@@ -114,12 +121,14 @@ def load(folder: Path, *, expected: str | None = None) -> Bundle:
         application: Application = kind(**options)
         return Bundle(
             spec,
-            _load_weights(folder / "model.safetensors", spec),
+            _with_weights(spec, weights, folder / "model.safetensors"),
             schema,
             name,
             application.with_state(safetensors.numpy.load_file(folder / "application.safetensors")),
             description["origin"],
         )
+    except upgrades.UpgradeError as error:
+        raise BundleError(f"{folder} cannot be read: {error}") from None
     except KeyError as error:
         raise _unsound(folder, f"bundle.json has no entry {error}") from None
     except (ValueError, TypeError, AttributeError, safetensors.SafetensorError) as error:
@@ -165,15 +174,16 @@ def _description(folder: Path) -> dict[str, Any]:
     if path.is_symlink() or not path.is_file():
         return {}  # `_problems` tells
     try:
-        description = json.loads(path.read_bytes())
+        description = files.parse_json(path)
     except ValueError as error:
-        raise _unsound(folder, f"bundle.json is not valid JSON ({error})") from None
+        raise _unsound(folder, f"bundle.json {error}") from None
     if not isinstance(description, dict):
         raise _unsound(folder, f"bundle.json holds {type(description).__name__}; expected an object")
-    if description.get("format") != FORMAT:
+    found = description.get("format")
+    if type(found) is not int or not 1 <= found <= FORMAT:
         raise BundleError(
-            f"{folder} has bundle format {description.get('format')!r}; this version reads {FORMAT}; "
-            "use the sevenfold version that wrote it"
+            f"{folder} has bundle format {found!r}; this version of sevenfold reads 1 to {FORMAT}; "
+            "use the sevenfold version that wrote it, or a newer one"
         )
     return description
 
@@ -185,18 +195,26 @@ def _problems(folder: Path, description: Mapping[str, Any]) -> list[str]:
     problems += [f"{name} does not belong there" for name in found if name not in FILES]
     sums = description.get("sha256")
     sums = sums if isinstance(sums, dict) else {}
+    problems += [
+        f"bundle.json names {name!r}, which is no file of a bundle and not looked at"
+        for name in sums
+        if name not in FILES
+    ]
+    # The first format had no sums of its own; of such a bundle only the digest of the whole tells.
+    summed = bool(description) and description["format"] > 1
     for name in FILES:
         if name not in found:
             continue
-        if found[name].is_symlink() or not found[name].is_file():
+        path = found[name]
+        if path.is_symlink() or not path.is_file():
             problems.append(f"{name} is a link or a folder; expected a plain file")
         elif name == "bundle.json":
-            if sums.get(name) != digest_of(description):
+            if summed and sums.get(name) != digest_of(description):
                 problems.append(f"{name} is damaged or was changed: what it says has another SHA-256")
-        elif description and files.digest(found[name]) != sums.get(name):
-            problems.append(
-                f"{name} is truncated or damaged: its {found[name].stat().st_size} bytes have another SHA-256"
-            )
+        elif summed and files.digest(path) != sums.get(name):
+            problems.append(f"{name} is truncated or damaged: its {path.stat().st_size} bytes have another SHA-256")
+        elif problem := files.header_problem(path):
+            problems.append(f"{name} {problem}")
     return problems
 
 
@@ -205,11 +223,11 @@ def _save_weights(path: Path, model: Autoencoder) -> None:
     safetensors.torch.save_file(weights, path)
 
 
-def _load_weights(path: Path, spec: ModelSpec) -> Autoencoder:
+def _with_weights(spec: ModelSpec, weights: Mapping[str, torch.Tensor], path: Path) -> Autoencoder:
     model = spec.build()
     try:
-        model.load_state_dict(safetensors.torch.load_file(path))
-    except (RuntimeError, safetensors.SafetensorError) as error:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
         reason = " ".join(str(error).split())
         raise BundleError(
             f"{path} does not hold the weights of {spec.variant} {dict(spec.options)}: {reason}"

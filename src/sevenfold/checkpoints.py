@@ -36,7 +36,7 @@ class Checkpoint:
 
     def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """Return the tensors and facts of this training, or None where there are none that can be used."""
-        if not self.path.is_file():
+        if not self.path.is_file() or files.header_problem(self.path):
             return None
         try:
             with safetensors.safe_open(self.path, framework="pt") as handle:

@@ -1,4 +1,4 @@
-"""Whole files or none: write beside, flush to disk, rename. And digests of what was written."""
+"""Whole files or none: write beside, flush to disk, rename. Digests of what was written, and bounds of what is parsed."""
 
 import hashlib
 import json
@@ -9,6 +9,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+MOST_JSON = 64 << 20
+"""Bytes of JSON that are parsed: far above any file of ours, and below what would fill the memory."""
+
+MOST_HEADER = 16 << 20
+"""Bytes of a safetensors header that are parsed; a model of 100,000 tensors needs about as many."""
 
 
 def _sync(path: Path) -> None:
@@ -66,14 +72,50 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, dumps(value))
 
 
-def read_json(path: Path) -> Any:
-    """Read JSON, naming the file in the error where it is missing or damaged."""
+def read_json(path: Path, *, remedy: str = "run `dvc repro` or `sevenfold run` to make it") -> Any:
+    """Read JSON, naming the file in the error where it is missing, damaged or too large to be what it should.
+
+    Args:
+        remedy: what to do where it is missing.
+    """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(path)
     except FileNotFoundError:
-        raise FileNotFoundError(f"{path} does not exist; run `dvc repro` or `sevenfold run` to make it") from None
+        raise FileNotFoundError(f"{path} does not exist; {remedy}") from None
     except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); remove it and run `dvc repro`") from None
+        raise ValueError(f"{path} {error}; remove it and run `dvc repro`") from None
+
+
+def parse_json(path: Path) -> Any:
+    """Return what a file of bounded size says.
+
+    Raises:
+        ValueError: it is larger, or no JSON; the message says which, without the file's name.
+    """
+    with path.open("rb") as handle:
+        content = handle.read(MOST_JSON + 1)
+    if len(content) > MOST_JSON:
+        raise ValueError(f"has {path.stat().st_size:,} bytes; expected JSON of at most {MOST_JSON:,}")
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"is not valid JSON ({error})") from None
+
+
+def header_problem(path: Path) -> str | None:
+    """Return what is wrong with the size that a safetensors file claims for its header, which is JSON; None if nothing."""
+    with path.open("rb") as handle:
+        start = handle.read(8)
+    if len(start) < 8:
+        return f"has {len(start)} bytes; expected a safetensors file, which begins with the size of its header"
+    claimed, there = int.from_bytes(start, "little"), path.stat().st_size - 8
+    if claimed > there:
+        return (
+            f"claims a header of {claimed:,} bytes and has {there:,} after that; it is truncated or no safetensors file"
+        )
+    if claimed > MOST_HEADER:
+        return f"has a header of {claimed:,} bytes; expected at most {MOST_HEADER:,}"
+    return None
 
 
 def digest(path: Path) -> str:
