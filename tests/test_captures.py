@@ -25,7 +25,7 @@ def batches(kind, count):
         yield torch.from_numpy(data.x[rows].copy()), None if observed is None else observed[rows]
 
 
-def trained_by(variant, kind, compiled, count=6, precision="float32"):
+def trained_by(variant, kind, compiled, count=6, precision="float32", cache=None):
     """Return weights, buffers and losses after some steps, and what the steps had to say."""
     data = samples.dataset(kind).train
     if reason := samples.refusal(variant, data.x.shape[1:]):
@@ -39,7 +39,7 @@ def trained_by(variant, kind, compiled, count=6, precision="float32"):
     model.train()
     low = arithmetic.in_bfloat16(model, precision, torch.device("cpu"), cells=8 * model.size)
     optimizer = AdamW(model, low=low or (), weight_decay=0.01, gradient_clip=1.0)
-    steps = Steps(model, optimizer, low=low, size=8, count=count, compiled=compiled, cache=None)
+    steps = Steps(model, optimizer, low=low, size=8, count=count, compiled=compiled, cache=cache)
     losses = []
     for number, (x, observed) in enumerate(batches(kind, count)):
         model.progress.fill_(number / count)
@@ -250,12 +250,15 @@ def test_without_a_compiler_steps_are_taken_by_their_kernels_with_a_note(monkeyp
 
 @pytest.mark.slow  # a compiler starts
 @pytest.mark.parametrize("variant", ["deep", "sparse"])
-def test_a_compiled_step_gives_the_same_but_for_rounding(variant):
+def test_a_compiled_step_gives_the_same_but_for_rounding_and_leaves_no_pickle(variant, tmp_path):
     if shutil.which("g++") is None:
         pytest.skip("there is no C++ compiler")
     expected, losses, _ = trained_by(variant, "table", False)
-    weights, found, notes = trained_by(variant, "table", True)
+    weights, found, notes = trained_by(variant, "table", True, cache=tmp_path / "kernels")
     assert notes == []
+    kept = [p for p in (tmp_path / "kernels").rglob("*") if p.is_file()]
+    assert {p.suffix for p in kept} >= {".cpp", ".so"}
+    assert [p for p in kept if p.read_bytes()[:1] == b"\x80"] == []
     torch.testing.assert_close(found, losses, rtol=1e-4, atol=1e-5)
     for name, value in expected.items():
         torch.testing.assert_close(weights[name], value, rtol=1e-2, atol=1e-3)

@@ -248,6 +248,7 @@ def _put_back(buffers: Sequence[Tensor]) -> Iterator[None]:
 @contextmanager
 def _compiler(cache: Path | None) -> Iterator[None]:
     """Set up the compiler: its folder, no processes of its own, and the same random numbers as without it."""
+    import torch._functorch.config as autograd
     import torch._inductor.config as settings
 
     before = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
@@ -256,7 +257,12 @@ def _compiler(cache: Path | None) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
         try:
-            with settings.patch(compile_threads=1, fallback_random=True), warnings.catch_warnings():
+            with (
+                # Graphs are kept as pickles, which nothing here reads; kernels, as libraries named after their source.
+                settings.patch(compile_threads=1, fallback_random=True, fx_graph_cache=False),
+                autograd.patch(enable_autograd_cache=False),
+                warnings.catch_warnings(),
+            ):
                 warnings.simplefilter("ignore")  # the compiler's own affairs
                 yield
         finally:

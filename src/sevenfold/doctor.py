@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Literal
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import quote, urlsplit
 
 import filelock
 
+from sevenfold import files
 from sevenfold.workspace import Workspace
 
 Status = Literal["ok", "warning", "error"]
@@ -140,7 +141,11 @@ def judge_disk(free: int) -> Finding:
 
 def judge_artifacts(locations: Mapping[str, str], root: Path) -> list[Finding]:
     """Find experiments, by name, whose files are recorded at a local place outside of the workspace at `root`."""
-    outside = {name: path for name, uri in locations.items() if (path := _local(uri)) and not path.is_relative_to(root)}
+    outside = {
+        name: path
+        for name, uri in locations.items()
+        if (path := files.local_path(uri)) and not path.is_relative_to(root)
+    }
     remedy = (
         "if the workspace was moved, move it back; or delete .sevenfold/mlflow and run `sevenfold run`, which publishes "
         "today's winners again (the history is lost)"
@@ -160,14 +165,6 @@ def _numbers(version: str) -> tuple[int, ...]:
     while len(numbers) > 1 and numbers[-1] == 0:
         numbers.pop()
     return tuple(numbers)
-
-
-def _local(uri: str) -> Path | None:
-    """The path of an artifact location, or None if it is not a local one."""
-    parts = urlsplit(uri)
-    if parts.scheme == "file":
-        return Path(unquote(parts.path))
-    return Path(uri) if not parts.scheme else None
 
 
 def _tools(workspace: Workspace) -> list[Finding]:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 MOST_JSON = 64 << 20
 """Bytes of JSON that are parsed: far above any file of ours, and below what would fill the memory."""
@@ -125,3 +126,11 @@ def digest(path: Path) -> str:
         return hashlib.sha256("".join(f"{name}\0{value}\n" for name, value in entries).encode()).hexdigest()
     with path.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def local_path(location: str) -> Path | None:
+    """Return the path that the address of a file or folder means on this machine; None where it is elsewhere."""
+    parts = urlsplit(location)
+    if parts.scheme == "file":
+        return Path(unquote(parts.path))
+    return Path(location) if not parts.scheme else None
