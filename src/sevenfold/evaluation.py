@@ -54,8 +54,17 @@ class Judgement:
     @classmethod
     def load(cls, folder: Path) -> "Judgement":
         metrics = files.read_json(folder / "scores.json")
-        with np.load(folder / "values.npz", allow_pickle=False) as arrays:
-            values = {name: arrays[name] for name in arrays.files}
+        path = folder / "values.npz"
+        try:
+            # np.load leaves a damaged archive open if it opens it itself.
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+                values = {name: arrays[name] for name in arrays.files if isinstance(arrays[name], np.ndarray)}
+        except FileNotFoundError:
+            raise
+        except Exception as error:  # whatever an archive that is none makes NumPy say
+            raise ValueError(f"{path} cannot be read ({error}); remove it and run `dvc repro`") from None
+        if not values:
+            raise ValueError(f"{path} holds no values of rows; remove it and run `dvc repro`")
         parts = {}
         for split in ("validation", "test"):
             own = {n.removeprefix(f"{split}."): v for n, v in values.items() if n.startswith(f"{split}.")}

@@ -122,4 +122,10 @@ def load(folder: Path) -> list[Picture]:
     if not (folder / "pictures.json").is_file():
         return []
     entries: list[dict[str, Any]] = files.read_json(folder / "pictures.json")
+    for entry in entries:
+        name = f"{entry['name']}.{entry['kind']}"
+        if Path(name).name != name or (folder / name).is_symlink():
+            raise ValueError(
+                f"{folder / 'pictures.json'} names {name!r}; expected plain files beside it; run `dvc repro`"
+            )
     return [Picture(**e, content=(folder / f"{e['name']}.{e['kind']}").read_bytes()) for e in entries]

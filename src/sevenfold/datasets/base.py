@@ -639,7 +639,10 @@ class Dataset:
 
 def _mapped(path: Path) -> np.ndarray:
     try:
-        values: np.ndarray = np.load(path, mmap_mode="r")
+        values = np.load(path, mmap_mode="r", allow_pickle=False)
+        if not isinstance(values, np.ndarray):
+            values.close()
+            raise ValueError("it is an archive; expected one array")
     except (OSError, ValueError) as error:
         raise formats.FormatError(
             f"{path} cannot be read: {error}; it may be truncated; remove it and run `dvc repro` or `sevenfold run`"
