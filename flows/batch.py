@@ -10,7 +10,7 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
 from sevenfold import jobs, operations, workspace
-from sevenfold.registry import tracking
+from sevenfold.registry import receipts, tracking
 from sevenfold.workspace import Workspace
 
 
@@ -48,7 +48,7 @@ def _trouble_may_pass(task: Any, run: Any, state: Any) -> bool:
     # Rows that do not fit the model will not fit it in ten seconds.
     retry_condition_fn=_trouble_may_pass,
 )
-def work(operation: str, model: str, source: Path, destination: Path, place: Workspace) -> jobs.Receipt:
+def work(operation: str, model: str, source: Path, destination: Path, place: Workspace) -> receipts.Receipt:
     """Do the job; the output appears whole or not at all."""
     receipt = jobs.run(place, operation=operation, model=model, source=source, destination=destination)
     get_run_logger().info("%s rows by %s in %s s", receipt.rows, receipt.model, receipt.seconds)

@@ -16,7 +16,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from flows import console, devices
 from sevenfold import election, files, params, pipeline, report, stages, workspace
 from sevenfold.pipeline import Reproduction, Stage
-from sevenfold.registry import tracking, versions
+from sevenfold.registry import runs, tracking, versions
 from sevenfold.workspace import Workspace
 
 
@@ -148,6 +148,7 @@ def _hold_contests(
 ) -> dict[str, str]:
     """Hold each contest whose data are sound; return what failed, and why."""
     failures: dict[str, str] = {}
+    pipeline_run = runs.title(datetime.now(UTC))
     for dataset, application in stages.contests(settings):
         name = f"{dataset}-{application}"
         step = f"elect {name}"
@@ -158,7 +159,7 @@ def _hold_contests(
             display.end(step, f"{step}: not held, since {cause} failed")
             continue
         display.begin(step)
-        state = elect.with_options(task_run_name=step)(name, place, return_state=True)
+        state = elect.with_options(task_run_name=step)(name, place, pipeline_run, return_state=True)
         result = state.result(raise_on_failure=False)
         if isinstance(result, election.Outcome):
             display.end(step, f"{name}: {describe(result)}")
@@ -178,9 +179,9 @@ def _trouble_may_pass(task: Any, run: Any, state: Any) -> bool:
     retry_delay_seconds=[2, 10, 30],
     retry_condition_fn=_trouble_may_pass,
 )
-def elect(name: str, place: Workspace) -> election.Outcome:
+def elect(name: str, place: Workspace, pipeline_run: str) -> election.Outcome:
     """Publish a contest's winner, and make it champion where the gate lets it."""
-    outcome = election.hold(place, name)
+    outcome = election.hold(place, name, pipeline_run=pipeline_run)
     get_run_logger().info(describe(outcome))
     return outcome
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from sevenfold.workspace import Workspace
+from tests.browser import browser  # noqa: F401, a fixture
 
 ROOT = Path(__file__).parent.parent
 

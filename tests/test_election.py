@@ -334,3 +334,167 @@ def test_the_sample_job_runs_a_champion_on_the_raw_rows_of_its_data_set(place, h
     assert election.sample(place) == ("encode", NAME, raw)
     raw.unlink()
     assert election.sample(place) is None
+
+
+def better_but_in(place, column, value):
+    """Let "good" be as it is on "weak" in some rows, five percent worse there, and faultless in all others."""
+    data = Dataset.load(place.prepared("table"))
+    rows = tiny.table(200).frame.set_index("customer").loc[data.test.ids]
+    inside = (rows[column] == value).to_numpy()
+    weak = evaluation.Judgement.load(place.evaluation("weak") / "reduction")
+    folder = place.evaluation("good") / "reduction"
+    good = evaluation.Judgement.load(folder)
+    error = np.where(inside, 1.05 * weak.test.values["error"], 0)
+    values = {**good.test.values, "error": error.astype(good.test.values["error"].dtype)}
+    score = 1 - error.sum() / values["total"].sum()
+    scores = evaluation.Scores({**good.test.metrics, "explained_variance": float(score)}, values)
+    evaluation.Judgement(good.validation, scores).save(folder, "explained_variance")
+    return int(inside.sum())
+
+
+@pytest.mark.parametrize(
+    ("rule", "promoted"),
+    [
+        ("", True),
+        (", slices: [vip]", False),
+    ],
+)
+def test_a_candidate_that_is_better_on_the_whole_and_worse_in_a_slice_is_refused_by_the_slices_name(
+    place, hold, rule, promoted
+):
+    write_params(place, "weak")
+    hold()
+    count = better_but_in(place, "vip", False)
+    write_params(place, gate=f"{{must_beat_rivals: false{rule}}}")
+    outcome = hold()
+    assert (outcome.winner, outcome.promoted) == ("good", promoted)
+    if promoted:
+        assert any(reason.startswith("it beats today's champion (by +") for reason in outcome.reasons)
+        assert not any("proven worse than" in reason for reason in outcome.reasons)
+        return
+    (reason,) = outcome.reasons[1:]
+    assert reason.startswith(f"it is proven worse than today's champion in the slice vip=False ({count} rows) (by -")
+    assert reason in versions.every(place, NAME)[1].tags["decided_because"]
+    assert election.pending(place) == []
+
+
+def test_a_slice_that_does_not_exist_is_named_and_lets_nobody_pass(place, hold):
+    write_params(place, "weak")
+    hold()
+    write_params(place, gate="{must_beat_rivals: false, slices: [town, kind, age]}")
+    outcome = hold()
+    assert not outcome.promoted
+    (reason,) = outcome.reasons[1:]
+    for name in ("town", "age"):
+        assert f"{name!r} is no label and no categorical feature; there are: kind, city, vip" in reason
+
+
+LIMITS = "{must_beat_rivals: false, floors: {trustworthiness: 0.01}, max_megabytes: 50, max_milliseconds: 100000}"
+
+
+@pytest.mark.parametrize(
+    ("gate", "refusals"),
+    [
+        (LIMITS, []),
+        (
+            "{must_beat_rivals: false, max_megabytes: 50}\ngates:\n  reduction: {floor: 0.1, max_megabytes: 0.001}"
+            "\n  table-reduction: {floor: 0.999, max_milliseconds: 0.001, floors: {trust: 1, trustworthiness: 0.9999}}",
+            [
+                "its score on test, ",
+                "it has no metric trust, for which there is a floor; there are: ",
+                "its trustworthiness on test, ",
+                "its bundle has ",
+                "1,000 rows take ",
+            ],
+        ),
+    ],
+)
+def test_floors_of_other_metrics_and_limits_on_size_and_time_hold_and_all_that_fail_are_told(
+    place, hold, gate, refusals
+):
+    write_params(place, gate=gate)
+    outcome = hold()
+    assert outcome.promoted == (not refusals)
+    if refusals:
+        assert len(outcome.reasons) == 1 + len(refusals)
+        for reason, start in zip(outcome.reasons[1:], refusals, strict=True):
+            assert reason.startswith(start)
+    else:
+        size = sum(p.stat().st_size for p in (place.evaluation("good") / "reduction" / "bundle").iterdir()) / 1e6
+        (told,) = (reason for reason in outcome.reasons if reason.startswith("its bundle has "))
+        assert float(told.split()[3]) == pytest.approx(size, abs=6e-4)
+        assert any(r.startswith("1,000 rows take ") and "within the limit of 100000 ms" in r for r in outcome.reasons)
+        scores = evaluation.Judgement.load(place.evaluation("good") / "reduction").test.metrics
+        assert any(f"its trustworthiness on test, {scores['trustworthiness']:.4f}" in r for r in outcome.reasons)
+
+
+def test_what_a_person_replaced_is_not_promoted_again_by_a_run(place, hold):
+    write_params(place, "weak")
+    hold()
+    write_params(place)
+    assert hold().promoted
+    promotion.rollback(place, NAME, reason="the clinic asked for it")
+    assert election.pending(place) == [NAME]
+    outcome = hold()
+    assert (outcome.winner, outcome.published, outcome.promoted, outcome.version, outcome.champion) == (
+        "good",
+        False,
+        False,
+        2,
+        1,
+    )
+    (reason,) = outcome.reasons
+    move = promotion.history(place, NAME)[-1]
+    assert f"but {move.by} replaced it by version 1 on {move.at:%Y-%m-%d} (the clinic asked for it); " in reason
+    assert f"`sevenfold promote {NAME} 2 --reason ...`" in reason
+    assert (champion(place), challenger(place), election.pending(place)) == ("weak", 2, [])
+    assert hold().reasons == outcome.reasons
+    change_rule(place)
+    assert election.pending(place) == [NAME]
+    assert not hold().promoted
+    assert (champion(place), election.pending(place)) == ("weak", [])
+    # Until a person takes it again.
+    promotion.promote(place, versions.every(place, NAME)[1], reasons=["they changed their mind"], by_hand=True)
+    assert hold().reasons == ("good is champion already",)
+    assert (champion(place), election.pending(place)) == ("good", [])
+
+
+@pytest.mark.parametrize(("first", "second", "promoted"), [("weak", "good", True), ("good", "weak", False)])
+def test_a_champion_that_moved_since_it_was_looked_at_is_looked_at_again(
+    place, hold, monkeypatch, first, second, promoted
+):
+    write_params(place, first, gate="{must_beat_rivals: false, floor: 0.999}")
+    assert not hold().promoted
+    write_params(place, second)
+    promote, calls = promotion.promote, []
+
+    def somebody_was_faster(workspace, version, **keywords):
+        calls.append(version.number)
+        if len(calls) == 1:
+            promote(workspace, versions.every(workspace, NAME)[0], reasons=["faster"], by_hand=True)
+        return promote(workspace, version, **keywords)
+
+    monkeypatch.setattr(promotion, "promote", somebody_was_faster)
+    outcome = hold()
+    assert calls == ([2, 2] if promoted else [2])
+    assert (outcome.promoted, outcome.champion) == (promoted, 2 if promoted else 1)
+    assert versions.every(place, NAME)[1].tags["decided_against"] == f"{NAME}/1"
+    told = "it beats today's champion" if promoted else "it is not proven better than today's champion"
+    assert any(reason.startswith(told) for reason in outcome.reasons)
+    assert election.pending(place) == []
+
+
+def test_a_champion_that_moves_at_each_look_ends_in_a_conflict_and_leaves_the_contest_pending(place, hold, monkeypatch):
+    promote, calls = promotion.promote, []
+
+    def always_too_late(workspace, version, **keywords):
+        calls.append(version.number)
+        return promote(workspace, version, **keywords | {"against": 7})
+
+    with monkeypatch.context() as patch:
+        patch.setattr(promotion, "promote", always_too_late)
+        with pytest.raises(promotion.ConflictError, match="was not promoted: it was decided against version 7"):
+            hold()
+    assert len(calls) == election.LOOKS
+    assert (champion(place), election.pending(place)) == (None, [NAME])
+    assert hold().promoted

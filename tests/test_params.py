@@ -6,7 +6,7 @@ from pathlib import Path
 import pydantic
 import pytest
 
-from sevenfold import params
+from sevenfold import gate, params
 from sevenfold.params import ParamsError
 
 PARAMS = Path(__file__).parents[1] / "params.yaml"
@@ -93,6 +93,41 @@ def test_a_candidates_own_settings_go_over_the_common_ones(load):
     assert settings.rule("digits-anomaly").must_beat_rivals
 
 
+def test_a_contests_rule_goes_over_its_applications_and_that_over_the_common_one(load):
+    text = changed(("{must_beat_rivals: true}", "{must_beat_rivals: true, floor: 0.1, margin: 0.1, max_megabytes: 9}"))
+    text += """gates:
+  anomaly: {floor: 0.2, margin: 0.2, slices: [label]}
+  digits-anomaly: {floor: 0.3, floors: {auroc: 0.9}}
+"""
+    settings = load(text)
+    own, other, common = (settings.rule(name) for name in ("digits-anomaly", "my-wdbc-anomaly", "digits-reduction"))
+    assert (own.floor, own.margin, own.slices, dict(own.floors)) == (0.3, 0.2, ("label",), {"auroc": 0.9})
+    assert (other.floor, other.margin, other.slices, dict(other.floors)) == (0.2, 0.2, ("label",), {})
+    assert common == settings.gate
+    assert [rule.max_megabytes for rule in (own, other, common)] == [9, 9, 9]
+    assert gate.Rule(**own.model_dump()) == gate.Rule(True, 0.3, {"auroc": 0.9}, 0.2, ("label",), 0.0, 9, None)
+
+
+def test_the_page_about_the_gate_lists_every_key_with_an_example_that_is_read(load):
+    page = (PARAMS.parent / "docs" / "gate.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \|.*\| `(.+)` \|$", page, re.MULTILINE)
+    assert sorted(key for key, _ in rows) == sorted(params.GateRule.model_fields)
+    rule = load(changed(("{must_beat_rivals: true}", f"{{{', '.join(f'{k}: {v}' for k, v in rows)}}}"))).gate
+    defaults = params.GateRule(must_beat_rivals=False)
+    assert all(getattr(rule, key) != getattr(defaults, key) for key, _ in rows)
+    example = re.search(r"```yaml\n(.*?)```", page, re.DOTALL)[1]
+    own = PARAMS.read_text().partition("\ngate:")[0]
+    settings = load(f"{own}\n{example}")
+    found = settings.rule("wdbc-anomaly")
+    assert (found.must_beat_rivals, found.floor, found.slices) == (False, 0.9, ("diagnosis",))
+    assert dict(found.floors) == dict(settings.rule("digits-anomaly").floors) == {"auroc": 0.9}
+    assert settings.rule("digits-denoising").max_megabytes == 20
+
+
+def test_a_rule_asks_by_default_for_what_the_gate_asks_by_default(load):
+    assert gate.Rule(**load(SMALL).gate.model_dump()) == gate.Rule(True)
+
+
 def test_a_data_sets_reading_options_are_those_that_are_set(load):
     text = changed(("    label: label\n", "    label: label\n    separator: ';'\n    gaps: [NA, -999, '?']\n"))
     assert load(text).datasets["digits"].read_options == {"separator": ";", "gaps": ("NA", "-999", "?")}
@@ -118,7 +153,8 @@ WRONG = {
     ),
     "misspelled in the gate": (
         [("{must", "{flor: 1, must")],
-        "gate.flor: unknown key, did you mean 'floor'?; there are: floor, must_beat_rivals",
+        "gate.flor: unknown key, did you mean 'floor'?; there are: floor, floors, "
+        "margin, max_megabytes, max_milliseconds, must_beat_rivals, slice_tolerance, slices",
     ),
     "misspelled in a candidate": (
         [("    variant", "    row: all\n    variant")],
@@ -227,7 +263,35 @@ WRONG = {
     ),
     "unknown contest": (
         [("gate:", "gates: {digits-anomly: {floor: 1}}\ngate:")],
-        "gates.digits-anomly: no such contest, did you mean 'digits-anomaly'?; there are: digits-anomaly",
+        "gates.digits-anomly: no such contest or application, did you mean 'digits-anomaly'?; there are: digits-anomaly, anomaly",
+    ),
+    "unknown application of a gate": (
+        [("gate:", "gates: {anomly: {floor: 1}}\ngate:")],
+        "gates.anomly: no such contest or application, did you mean 'anomaly'?; there are: digits-anomaly, anomaly",
+    ),
+    "a negative margin": (
+        [("{must_beat_rivals: true}", "{must_beat_rivals: true, margin: -0.1}")],
+        "gate.margin is -0.1: input should be greater than or equal to 0",
+    ),
+    "a negative tolerance": (
+        [("gate:", "gates: {anomaly: {slice_tolerance: -1}}\ngate:")],
+        "gates.anomaly.slice_tolerance is -1: input should be greater than or equal to 0",
+    ),
+    "a limit of nothing": (
+        [("{must_beat_rivals: true}", "{must_beat_rivals: true, max_megabytes: 0}")],
+        "gate.max_megabytes is 0: input should be greater than 0",
+    ),
+    "a limit that is none": (
+        [("gate:", "gates: {digits-anomaly: {max_milliseconds: .inf}}\ngate:")],
+        "gates.digits-anomaly.max_milliseconds is inf: input should be a finite number",
+    ),
+    "a floor that is no number": (
+        [("{must_beat_rivals: true}", "{must_beat_rivals: true, floors: {auroc: high}}")],
+        "gate.floors.auroc is 'high': input should be a valid number",
+    ),
+    "one slice for a list": (
+        [("{must_beat_rivals: true}", "{must_beat_rivals: true, slices: label}")],
+        "gate.slices is 'label': input should be a valid tuple",
     ),
     "misspelled override": (
         [("code: 2}", "code: 2}\n    training: {epoch: 2}")],
@@ -239,7 +303,8 @@ WRONG = {
     ),
     "misspelled rule": (
         [("gate:", "gates: {digits-anomaly: {flor: 1}}\ngate:")],
-        "gates.digits-anomaly.flor: unknown key, did you mean 'floor'?; there are: floor, must_beat_rivals",
+        "gates.digits-anomaly.flor: unknown key, did you mean 'floor'?; there are: floor, floors, "
+        "margin, max_megabytes, max_milliseconds, must_beat_rivals, slice_tolerance, slices",
     ),
     "no mapping": (
         [(SMALL, "- 1\n")],

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -197,6 +198,14 @@ def scored(place, call, model):
     return pd.read_csv(out)
 
 
+def explanation(place, version):
+    """Return the files of a version's run, by their path there."""
+    import mlflow
+
+    folder = Path(mlflow.artifacts.download_artifacts(run_id=version.run_id))
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
 def test_a_moved_champion_flags_by_its_new_threshold_and_outlives_the_next_election(place, call):
     election.hold(place, NAME)
     first = versions.champion(place, NAME)
@@ -217,11 +226,12 @@ def test_a_moved_champion_flags_by_its_new_threshold_and_outlives_the_next_elect
     assert np.array_equal(after["flag"], after["score"] > after["threshold"])
     assert after["flag"].sum() > before["flag"].sum()
 
-    # The candidate that it was made from stands again, ties, and leaves it in its place; then all is decided.
+    # The candidate that it was made from stands again, and leaves it in its place; then all is decided.
     assert election.pending(place) == [NAME]
     outcome = election.hold(place, NAME)
     assert (outcome.published, outcome.promoted, outcome.version, outcome.champion) == (False, False, 1, 2)
-    assert any("not proven better than today's champion" in reason for reason in outcome.reasons)
+    assert "was champion, but" in outcome.reasons[0]
+    assert "replaced it by version 2" in outcome.reasons[0]
     assert election.pending(place) == []
     assert versions.champion(place, NAME).number == 2
 
@@ -237,6 +247,20 @@ def test_a_moved_champion_flags_by_its_new_threshold_and_outlives_the_next_elect
     lost = {name for name in runs[0].data.metrics if name not in runs[1].data.metrics}
     assert lost == {f"{part}.{m}" for part in ("validation", "test") for m in ("false_positive_rate", "recall")}
     assert all(runs[0].data.metrics[n] == v for n, v in runs[1].data.metrics.items() if n in runs[0].data.metrics)
+
+    # What explains it is what explains the one that it was made from, but for its card, which says what was moved.
+    texts = [explanation(place, version) for version in (first, champion)]
+    cards = [found.pop("card.md").decode() for found in texts]
+    assert texts[0] == texts[1]
+    assert any(name.startswith("pictures/") for name in texts[0])
+    assert {"provenance/params.yaml", "scorecard.json", "seen.npy"} <= texts[0].keys()
+    moved = f"{NAME}/1 with its threshold moved from false-positive-rate 0.1 to quantile 0.6."
+    page = mlflow.MlflowClient().get_model_version(NAME, "2").description
+    for text in (cards[1], page):
+        assert text.startswith(f"**{moved}** What follows is the card of {NAME}/1.")
+        assert "test.false_positive_rate, test.recall hold no longer" in text.partition("\n")[0]
+    assert cards[1].endswith(cards[0])
+    assert "Against its rivals" in page
 
     # Back again it is the version that there was.
     code, out, _ = call("threshold", NAME, "--policy", "false-positive-rate", "--value", "0.1", "--move")

@@ -3,13 +3,17 @@
 import hashlib
 import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 from sevenfold import bundles, evaluation, files, gate, modules, params, publication, rematch, stages
 from sevenfold.params import Params
 from sevenfold.registry import promotion, tracking, versions
 from sevenfold.workspace import Workspace
+
+LOOKS = 3
+"""How often a contest is decided anew because somebody moved the champion meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -69,22 +73,28 @@ def _has_result(workspace: Workspace, settings: Params, dataset: str, applicatio
 
 
 def pending(workspace: Workspace) -> list[str]:
-    """Return the names of the contests that `hold` would publish, judge or promote something for."""
+    """Return the names of the contests that `hold` would record, publish, judge or promote something for."""
     settings = params.load(workspace.params)
     tracking.initialise(workspace)
     found = []
     for name in contests(workspace):
         contest = _contest(workspace, settings, name)
-        if contest.chosen is not None and not _is_decided(workspace, _case(workspace, settings, contest)):
+        if contest.chosen is None:
+            continue
+        recorded = publication.is_recorded(workspace, contest)
+        if not recorded or not _is_decided(workspace, _case(workspace, settings, contest)):
             found.append(name)
     return found
 
 
-def hold(workspace: Workspace, name: str) -> Outcome:
-    """Hold one contest: choose on validation, publish the chosen, ask the gate, promote.
+def hold(workspace: Workspace, name: str, *, pipeline_run: str | None = None) -> Outcome:
+    """Hold one contest: choose on validation, record everybody, publish the chosen, ask the gate, promote.
 
     Publishing is keyed by digest, so holding a contest twice makes one version; and a decision is made once, for as
     long as the gate's rule, the champion and the scores are the same.
+
+    Args:
+        pipeline_run: a name that the runs of all contests of one pipeline run share; by default one of its own.
 
     Raises:
         LookupError: no such contest, or no candidate has a result in it.
@@ -96,13 +106,15 @@ def hold(workspace: Workspace, name: str) -> Outcome:
         raise LookupError(f"{name}: no candidate has a result ({reasons}); look at what failed before this")
     tracking.initialise(workspace)
     with workspace.lock(f"election-{name}"):
+        found = publication.record(workspace, settings, contest, pipeline_run)
         case = _case(workspace, settings, contest)
         if case.version is not None and _is_decided(workspace, case):
             version, published, choice = case.version, False, _decision(case, case.version)
         else:
-            version, published = publication.publish(workspace, settings, contest, case.bundle)
-            choice = _decide(workspace, case, version)
+            version, published = publication.publish(workspace, settings, contest, case.bundle, found[case.chosen])
+            choice = _decide(workspace, settings, case, version)
     promoted = choice.winner is not None
+    champion = versions.champion(workspace, name)
     return Outcome(
         name=name,
         dataset=contest.dataset,
@@ -116,7 +128,7 @@ def hold(workspace: Workspace, name: str) -> Outcome:
         published=published,
         promoted=promoted,
         version=version.number,
-        champion=version.number if promoted else case.champion.number if case.champion else None,
+        champion=champion.number if champion else None,
         reasons=choice.reasons,
     )
 
@@ -163,25 +175,34 @@ def _decision(case: _Case, version: versions.Version) -> gate.Choice:
     return gate.Choice(None, tuple(version.tags["decided_because"].splitlines()))
 
 
-def _decide(workspace: Workspace, case: _Case, version: versions.Version) -> gate.Choice:
+def _decide(workspace: Workspace, settings: Params, case: _Case, version: versions.Version) -> gate.Choice:
     """Ask the gate, act on its choice, and write down with the version what was decided, and on what."""
+    for _ in range(LOOKS):
+        try:
+            return _decide_once(workspace, settings, case, version)
+        except promotion.ConflictError as error:
+            conflict = error
+            case = replace(case, champion=versions.champion(workspace, case.contest.name))
+    raise conflict
+
+
+def _decide_once(workspace: Workspace, settings: Params, case: _Case, version: versions.Version) -> gate.Choice:
     champion = case.champion
     if champion is not None and champion.number == version.number:
         choice = _decision(case, version)
     else:
-        against, notes = (
-            (None, ()) if champion is None else rematch.against(workspace, case.contest, case.bundle, champion)
-        )
-        choice = gate.choose(_standings(case.contest, against), case.rule)
-        choice = gate.Choice(choice.winner, (*choice.reasons, *notes))
+        choice = _choice(workspace, settings, case, version)
         if choice.winner is not None:
-            champion = promotion.promote(workspace, version, reasons=choice.reasons)
+            against = champion.number if champion else None
+            numbers = _numbers(case.contest)
+            champion = promotion.promote(workspace, version, reasons=choice.reasons, numbers=numbers, against=against)
         else:
             promotion.challenge(workspace, version)
     decision = {
         "decision": "champion" if champion is not None and champion.number == version.number else "challenger",
+        "decided_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "decided_against": case.champion.label if case.champion else "none",
-        "decided_because": "\n".join(" ".join(reason.split()) for reason in choice.reasons),
+        "decided_because": "\n".join(" ".join(reason.split()) for reason in choice.reasons)[: promotion.LONGEST_TAG],
         "decided_by": json.dumps(asdict(case.rule)),
         "decided_on": _basis(workspace, case, champion),
     }
@@ -189,17 +210,65 @@ def _decide(workspace: Workspace, case: _Case, version: versions.Version) -> gat
     return choice
 
 
-def _standings(contest: evaluation.Contest, champion: gate.Interval | None) -> dict[str, gate.Standing]:
+def _choice(workspace: Workspace, settings: Params, case: _Case, version: versions.Version) -> gate.Choice:
+    """Return what the gate says; a version that a person has replaced is for a person to promote again."""
+    if (move := promotion.displaced_by_hand(workspace, version)) is not None:
+        by = f"{move.by} replaced it by version {move.to} on {move.at:%Y-%m-%d} ({move.why})"
+        again = f"`sevenfold promote {version.name} {version.number} --reason ...` makes it champion again"
+        return gate.Choice(None, (f"{case.chosen} is best on validation and was champion, but {by}; {again}",))
+    rematched = rematch.Rematch(None)
+    if case.champion is not None:
+        rematched = rematch.against(
+            workspace,
+            case.contest,
+            case.bundle,
+            case.champion,
+            columns=case.rule.slices,
+            label=settings.datasets[case.contest.dataset].label,
+        )
+    choice = gate.choose(_standings(case.contest, rematched, version), case.rule)
+    return gate.Choice(choice.winner, (*choice.reasons, *rematched.notes))
+
+
+def _standings(
+    contest: evaluation.Contest, rematched: rematch.Rematch, version: versions.Version
+) -> dict[str, gate.Standing]:
     standings = {}
     for name, judgement in contest.candidates.items():
-        chosen = name == contest.chosen
-        standings[name] = gate.Standing(
+        standing = gate.Standing(
             validation=judgement.validation.metrics[contest.primary],
             test=judgement.test.metrics[contest.primary],
-            against_rival=contest.against if chosen else None,
-            against_champion=champion if chosen else None,
+            against_rival=None,
+            against_champion=None,
+            metrics=judgement.test.metrics,
         )
+        if name == contest.chosen:
+            standing = replace(
+                standing,
+                against_rival=contest.against,
+                against_champion=rematched.interval,
+                slices=rematched.slices,
+                megabytes=_measured(version, publication.MEGABYTES),
+                milliseconds=_measured(version, publication.MILLISECONDS),
+            )
+        standings[name] = standing
     return standings
+
+
+def _measured(version: versions.Version, tag: str) -> float | None:
+    return float(version.tags[tag]) if tag in version.tags else None
+
+
+def _numbers(contest: evaluation.Contest) -> dict[str, float]:
+    """Return what a promotion was decided by, as a person reads it."""
+    assert contest.chosen is not None
+    metric = evaluation.label(contest.primary)
+    found = {metric: contest.score(contest.chosen)}
+    if contest.rival is not None:
+        found[f"{metric} of {contest.rival}"] = contest.score(contest.rival)
+    if contest.against is not None:
+        found |= {"difference at least": contest.against.low, "difference at most": contest.against.high}
+    return {name: value for name, value in found.items() if math.isfinite(value)}
 
 
 def sample(workspace: Workspace) -> tuple[str, str, Path] | None:

@@ -1,18 +1,20 @@
 """Batch jobs: rows in, rows out, and a receipt. The output appears whole or not at all."""
 
+import logging
 import os
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
-from sevenfold import bundles, files, formats, operations
+from sevenfold import __version__, bundles, files, formats, operations
 from sevenfold.bundles import Bundle
 from sevenfold.datasets.base import DataError
-from sevenfold.registry import versions
+from sevenfold.registry import receipts, tracking, versions
+from sevenfold.registry.receipts import Receipt
 from sevenfold.workspace import Workspace
 
 BATCH_SIZE = 8192
@@ -20,29 +22,6 @@ BATCH_SIZE = 8192
 
 MOST_PROBLEMS = 50
 """Problems that one error lists; a table of millions of rows may have one in each batch."""
-
-
-@dataclass(frozen=True)
-class Receipt:
-    """What a job did. It lies beside the output, as `<output>.receipt.json`.
-
-    model: the registered name and version, or the bundle's folder.
-    seconds: wall clock time of reading, computing and writing.
-    """
-
-    operation: str
-    model: str
-    digest: str
-    rows: int
-    columns: tuple[str, ...]
-    input: str
-    input_digest: str
-    output: str
-    output_digest: str
-    seconds: float
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self) | {"columns": list(self.columns)}
 
 
 def receipt_path(output: Path) -> Path:
@@ -60,7 +39,9 @@ def run(
 ) -> Receipt:
     """Run one operation of a registered model, or of a bundle's folder, over a file.
 
-    The version is resolved once, at the start: a promotion meanwhile does not mix two models in one output.
+    The version is resolved once, at the start: a promotion meanwhile does not mix two models in one output. The job is
+    recorded in the tracking store when its output is whole. If the store cannot be reached then, output and receipt stay
+    all the same, a warning is logged, and the receipt's run_id is None.
 
     Args:
         model: `NAME` (its champion), `NAME@ALIAS`, `NAME/VERSION` or a bundle's folder.
@@ -68,7 +49,18 @@ def run(
     """
     found = versions.resolve(workspace, model)
     bundle = bundles.load(found.folder, expected=found.digest)
-    return apply(bundle, found.label, found.digest, operation, source, destination, on_rows)
+
+    def record(receipt: Receipt) -> str | None:
+        try:
+            return receipts.record(workspace, receipt, found.version)
+        except Exception as error:  # whatever a store may say: hours of work do not hang on it
+            first = (str(error).strip() or type(error).__name__).splitlines()[0]
+            logging.getLogger(__name__).warning(
+                f"warning: the job was not recorded in the tracking store ({first}); output and receipt are whole"
+            )
+            return None
+
+    return apply(bundle, found.label, found.digest, operation, source, destination, on_rows, record)
 
 
 def apply(
@@ -79,8 +71,12 @@ def apply(
     source: Path,
     destination: Path,
     on_rows: Callable[[int], None] = lambda rows: None,
+    record: Callable[[Receipt], str | None] = lambda receipt: None,
 ) -> Receipt:
     """Run one operation of a bundle over a file. Rows keep their order, and columns that the model does not use stay.
+
+    Args:
+        record: called when the output is whole and before the receipt is written; returns the id of the job's run.
 
     Raises:
         FileNotFoundError, FormatError: the input cannot be read or has no rows, or the output's kind is unknown.
@@ -88,7 +84,7 @@ def apply(
         DataError: rows do not fit the model's schema; the message lists the problems of all batches.
         OSError: the output cannot be written.
     """
-    start = time.perf_counter()
+    start, started = time.perf_counter(), datetime.now(UTC)
     bundle = operations.accepting(bundle)
     act = operations.get(operation, bundle)
     _check_output(source, destination)
@@ -117,14 +113,24 @@ def apply(
         digest=digest,
         rows=rows,
         columns=columns,
-        input=str(source),
+        input=str(source.absolute()),
         input_digest=input_digest,
-        output=str(destination),
+        output=str(destination.absolute()),
         output_digest=files.digest(destination),
         seconds=round(time.perf_counter() - start, 3),
+        started=_milliseconds(started),
+        ended=_milliseconds(datetime.now(UTC)),
+        user=tracking.user(),
+        sevenfold=__version__,
     )
+    receipt = replace(receipt, run_id=record(receipt))
     files.write_json(receipt_path(destination), receipt.to_json())
     return receipt
+
+
+def _milliseconds(moment: datetime) -> datetime:
+    """Return the moment as a receipt's JSON says it."""
+    return moment.replace(microsecond=moment.microsecond // 1000 * 1000)
 
 
 def _check_output(source: Path, destination: Path) -> None:

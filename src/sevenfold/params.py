@@ -127,8 +127,16 @@ class Rivals(_Frozen):
 
 
 class GateRule(_Frozen):
+    """What a candidate has to show to become champion; `gate.Rule` says what each means."""
+
     must_beat_rivals: Truth
     floor: Number | None = None
+    floors: Mapping[str, Number] = {}
+    margin: Number = Field(default=0.0, ge=0)
+    slices: tuple[str, ...] = ()
+    slice_tolerance: Number = Field(default=0.0, ge=0)
+    max_megabytes: Number | None = Field(default=None, gt=0)
+    max_milliseconds: Number | None = Field(default=None, gt=0)
 
 
 class Params(_Frozen):
@@ -147,8 +155,10 @@ class Params(_Frozen):
         return Training(**self.training.model_dump() | dict(self.candidates[candidate].training))
 
     def rule(self, contest: str) -> GateRule:
-        """Return the gate's rule for a contest: its own, over the common one."""
-        return GateRule(**self.gate.model_dump() | dict(self.gates.get(contest, {})))
+        """Return the gate's rule for a contest, such as "digits-anomaly": its own, over its application's, over the common one."""
+        application = contest.rpartition("-")[2]
+        own = dict(self.gates.get(application, {})) | dict(self.gates.get(contest, {}))
+        return GateRule(**self.gate.model_dump() | own)
 
     def of_dataset(self, dataset: str) -> dict[str, Candidate]:
         return {name: c for name, c in self.candidates.items() if c.dataset == dataset}
@@ -201,6 +211,18 @@ def examine(path: Path, text: str | None = None) -> tuple[Params, list[str]]:
     except pydantic.ValidationError as error:
         params, problems = _sound_part(raw, error), [_explain(e) for e in error.errors()]
     return _known_part(params), problems + _references(params, raw)
+
+
+def plain(path: Path) -> Any:
+    """Return what some YAML file says, such as dvc.lock.
+
+    Raises:
+        ParamsError: it is no YAML.
+    """
+    try:
+        return ruamel.yaml.YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+    except ruamel.yaml.error.YAMLError as error:
+        raise ParamsError(path, [_not_yaml(error)]) from None
 
 
 def _not_yaml(error: Any) -> str:
@@ -334,8 +356,9 @@ def _references(params: Params, raw: Mapping[str, Any]) -> list[str]:
         if "training" in params.model_fields_set:
             problems += _override_problems(f"{place}.training", params.training, candidate.training)
     known = [f"{d}-{a}" for d, contests in offered.items() for a in contests]
+    known += sorted({a for contests in offered.values() for a in contests})
     for name, rule in params.gates.items():
-        unknown(f"gates.{name}", "no such contest", name, known)
+        unknown(f"gates.{name}", "no such contest or application", name, known)
         if "gate" in params.model_fields_set:
             problems += _override_problems(f"gates.{name}", params.gate, rule)
     return problems

@@ -69,6 +69,34 @@ def initialise(workspace: Workspace) -> None:
             _dvc(workspace, "config", "--local", name, value)
 
 
+def use_cache(workspace: Workspace, folder: Path) -> None:
+    """Let a workspace take data from a cache that is another one's, too. What it builds itself need not go there."""
+    _dvc(workspace, "config", "--local", "cache.dir", str(folder))
+
+
+def bring(workspace: Workspace, pointer: str) -> None:
+    """Write the file or folder of a pointer file, from the cache, else from the default remote.
+
+    Raises:
+        LookupError: neither has it.
+    """
+    try:
+        _dvc(workspace, "checkout", "--quiet", pointer)
+        return
+    except StageError as error:
+        absent = error
+    name = pointer.removesuffix(".dvc")
+    if not _dvc(workspace, "remote", "list").strip():
+        raise LookupError(
+            f"{name} is not in DVC's cache, and no remote is set ({absent}); put its old content there by `dvc add`, or set "
+            "the remote that has it by `dvc remote add`"
+        ) from None
+    try:
+        _dvc(workspace, "pull", "--quiet", pointer)
+    except StageError as error:
+        raise LookupError(f"{name} is neither in DVC's cache nor in its remote ({error})") from None
+
+
 def track(workspace: Workspace, path: Path) -> Path:
     """Put a file or folder under DVC, and return the pointer file that belongs in git."""
     _dvc(workspace, "add", "--quiet", str(path))
@@ -193,13 +221,16 @@ class Reproduction:
             except subprocess.TimeoutExpired:
                 _signal(process, signal.SIGKILL)
 
-    def run(self, stage: str, environment: Mapping[str, str], on_line: Callable[[str], None]) -> Outcome:
+    def run(
+        self, stage: str, environment: Mapping[str, str], on_line: Callable[[str], None], *, anew: bool = False
+    ) -> Outcome:
         """Bring one stage up to date, given that those before it are.
 
         Args:
             stage: its name.
             environment: variables beside those of the workspace, such as the device to use.
             on_line: called with each line that the stage prints.
+            anew: run its command in any case, take nothing from DVC's caches, and put nothing there.
 
         Raises:
             BusyError: a lock of DVC's is held by another process.
@@ -207,11 +238,12 @@ class Reproduction:
             StoppedError: `stop` was called.
         """
         lines: list[str] = []
+        options = ["--force", "--no-run-cache", "--no-commit"] if anew else []
         with self._lock:
             if self._stopped:
                 raise StoppedError(f"{stage} was not begun: the run was stopped")
             process = subprocess.Popen(
-                ["dvc", "repro", "--single-item", stage],
+                ["dvc", "repro", "--single-item", *options, stage],
                 cwd=self._workspace.root,
                 env={**self._workspace.environment(), "PYTHONUNBUFFERED": "1", **environment},
                 stdin=subprocess.DEVNULL,

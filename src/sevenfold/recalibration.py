@@ -153,5 +153,5 @@ def move(workspace: Workspace, name: str, number: int, to: Setting) -> tuple[ver
             )
         if versions.CHAMPION in before.aliases and version.number != before.number:
             reason = f"it is {before.label} with its threshold moved from {used} to {to}"
-            version = promotion.promote(workspace, version, reasons=[reason])
+            version = promotion.promote(workspace, version, reasons=[reason], against=before.number, by_hand=True)
         return version, versions.CHAMPION in version.aliases

@@ -26,6 +26,11 @@ class Workspace:
     def params(self) -> Path:
         return self.root / "params.yaml"
 
+    @property
+    def lockfile(self) -> Path:
+        """What DVC ran each stage on, and what came of it; in git."""
+        return self.root / "dvc.lock"
+
     def suite(self, dataset: str) -> Path:
         """The Great Expectations suite of a data set; in git, owned by the user."""
         return self.root / "data" / "expectations" / f"{dataset}.json"
@@ -108,9 +113,14 @@ class Workspace:
         return self.private / "batches"
 
     @property
+    def database(self) -> Path:
+        """MLflow's, unless `MLFLOW_TRACKING_URI` names another store."""
+        return self.private / "mlflow" / "mlflow.db"
+
+    @property
     def tracking_uri(self) -> str:
         """Where MLflow records: `MLFLOW_TRACKING_URI` if the user has set it, else a database of the workspace."""
-        return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self.private / 'mlflow' / 'mlflow.db'}"
+        return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self.database}"
 
     @property
     def model_artifacts(self) -> Path:

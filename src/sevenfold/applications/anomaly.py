@@ -328,6 +328,16 @@ class Anomaly(Application):
     def statistic(self, values: Mapping[str, np.ndarray]) -> float:
         return average_precision(values["score"], values["anomaly"] > 0)
 
+    def within(self, values: Mapping[str, np.ndarray], rows: np.ndarray) -> dict[str, np.ndarray]:
+        """Return the values of a slice's rows; where these are all normal, or all anomalies, with those of all others.
+
+        One kind of normal rows is judged by how it stands out from every anomaly, one kind of anomaly from every normal row.
+        """
+        strange = values["anomaly"] > 0
+        if len(rows) and len(np.unique(strange[rows])) == 1:
+            rows = np.concatenate([rows, np.flatnonzero(strange != strange[rows[0]])])
+        return {name: value[rows] for name, value in values.items()}
+
     def rivals_threshold(self, score: np.ndarray, train: Split, validation: Split) -> float:
         """Return the threshold that the policy sets on a rival's scores of the validation rows, (n,)."""
         assert validation.normal is not None

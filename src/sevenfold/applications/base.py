@@ -106,6 +106,14 @@ class Application(ABC):
     def statistic(self, values: Mapping[str, np.ndarray]) -> float:
         """Return the primary metric of these per-row values; NaN where it is not defined on them."""
 
+    def within(self, values: Mapping[str, np.ndarray], rows: np.ndarray) -> dict[str, np.ndarray]:
+        """Return the per-row values by which a slice of the test rows is judged; by default those of its rows.
+
+        Args:
+            rows: positions of the slice's rows.
+        """
+        return {name: value[rows] for name, value in values.items()}
+
     @abstractmethod
     def rivals(self) -> dict[str, Rival]:
         """Return the rivals by name, not yet fitted."""

@@ -1,22 +1,28 @@
 """What MLflow is told of a bundle so that it can serve it: code, requirements, signature, and an example of its input."""
 
+import functools
+import hashlib
 import importlib.metadata
 import shutil
+import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 import sevenfold
+from sevenfold import files, operations, serving
 from sevenfold.bundles import Bundle
 from sevenfold.datasets.base import ImageSchema, Schema, TableSchema
 from sevenfold.workspace import Workspace
 
-_SERVING = ("mlflow", "numpy", "pandas", "pyarrow", "pydantic", "safetensors", "scikit-learn", "scipy", "torch")
-"""What a published model needs beside its own code."""
+_SERVING = ("filelock", "mlflow", "numpy", "pandas", "pydantic", "safetensors", "scipy", "torch")
+"""What every published model needs beside its own code; SciPy is imported by some only when they work."""
 
 
 @contextmanager
@@ -34,9 +40,41 @@ def clean_copies(folder: Path, workspace: Workspace) -> Iterator[tuple[Path, Pat
         yield code, bundle
 
 
-def requirements() -> list[str]:
-    """Return the installed releases of what a published model needs beside its own code."""
-    return [f"{package}=={_plain_version(package)}" for package in _SERVING]
+def code_digest(package: Path) -> str:
+    """Return the SHA-256 over names and contents of a package's sources, as hexadecimal text."""
+    sources = sorted((p.relative_to(package).as_posix(), files.digest(p)) for p in package.rglob("*.py"))
+    return hashlib.sha256("".join(f"{name}\0{value}\n" for name, value in sources).encode()).hexdigest()
+
+
+def requirements(bundle: Bundle) -> list[str]:
+    """Return the installed releases of what this model needs beside its own code, sorted.
+
+    Beside what every one needs, that is what the modules of its variant and its application import, and the modules of
+    this package that these import.
+    """
+    found, seen = set(_SERVING), set[str]()
+    waiting = [type(bundle.model).__module__, type(bundle.application).__module__]
+    distributions = _distributions()
+    while waiting:
+        name = waiting.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        for value in vars(sys.modules[name]).values():
+            origin = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None)
+            if not isinstance(origin, str):
+                continue
+            if origin.split(".")[0] == sevenfold.__name__:
+                waiting += [origin] if origin in sys.modules else []
+            else:
+                found |= set(distributions.get(origin.split(".")[0], ())[:1])
+    return [f"{package}=={_plain_version(package)}" for package in sorted(found, key=str.lower)]
+
+
+@functools.cache
+def _distributions() -> Mapping[str, list[str]]:
+    """Return the distributions behind each name that can be imported."""
+    return importlib.metadata.packages_distributions()
 
 
 def _plain_version(package: str) -> str:
@@ -52,12 +90,35 @@ def example(bundle: Bundle) -> Any:
 
 
 def signature(bundle: Bundle) -> Any:
-    """Return the model's signature: raw rows in, and the operation as a parameter."""
+    """Return the model's signature: raw rows in, what its own operation makes of them, and the operation as a parameter."""
     from mlflow.models import ModelSignature
     from mlflow.types import ParamSchema, ParamSpec
 
     params = ParamSchema([ParamSpec("op", "string", bundle.application.operation)])
-    return ModelSignature(inputs=_input_schema(bundle.schema), params=params)
+    outputs = _output_schema(serving.predict(bundle, example(bundle)))
+    return ModelSignature(inputs=_input_schema(operations.accepting(bundle).schema), outputs=outputs, params=params)
+
+
+def _output_schema(made: pd.DataFrame | np.ndarray) -> Any:
+    from mlflow.types import ColSpec, DataType, TensorSpec
+    from mlflow.types import Schema as Outputs
+    from mlflow.types.schema import AnyType
+
+    if isinstance(made, np.ndarray):
+        return Outputs([TensorSpec(made.dtype, (-1, *made.shape[1:]))])
+
+    def kind(column: "pd.Series[Any]") -> Any:
+        if pd.api.types.is_bool_dtype(column.dtype):
+            return DataType.boolean
+        if pd.api.types.is_integer_dtype(column.dtype):
+            return DataType.long
+        if pd.api.types.is_float_dtype(column.dtype):
+            return DataType.float if column.dtype == np.float32 else DataType.double
+        if len(column) and all(isinstance(value, bytes) for value in column):
+            return DataType.binary
+        return AnyType()  # type: ignore[no-untyped-call]  # text, or a category that may be anything
+
+    return Outputs([ColSpec(kind(made[name]), name) for name in made.columns])
 
 
 def _input_schema(schema: Schema) -> Any:

@@ -1,6 +1,8 @@
 """The tracking store: its database, its server, and the client that everything else here speaks through."""
 
+import getpass
 import importlib.metadata
+import os
 import subprocess
 import sys
 import warnings
@@ -20,7 +22,7 @@ NOT_THERE = frozenset({"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"})
 def initialise(workspace: Workspace) -> None:
     """Make or upgrade the tracking database, once, under a lock: several processes on a fresh one would destroy it."""
     uri = workspace.tracking_uri
-    if not uri.startswith("sqlite:///"):
+    if not is_local(workspace):
         return  # a server looks after its own database
     database = Path(uri.removeprefix("sqlite:///"))
     mark = database.with_name(f"{database.name}.version")
@@ -55,6 +57,24 @@ def _upgrade(workspace: Workspace, database: Path) -> None:
             "away to begin a new one"
         )
     database.chmod(0o600)
+
+
+def is_local(workspace: Workspace) -> bool:
+    """Say whether the store is a database file of this machine, whose artifacts lie in the workspace."""
+    return workspace.tracking_uri.startswith("sqlite:///")
+
+
+def artifact_location(workspace: Workspace) -> str | None:
+    """Return where the files of a new experiment go; None where a server decides."""
+    return None if workspace.tracking_uri.startswith(("http://", "https://")) else str(workspace.model_artifacts)
+
+
+def user() -> str:
+    """Return the name of whoever runs this process, or their number where the machine has no name for it."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())
 
 
 def server_command(workspace: Workspace, *, host: str, port: int) -> list[str]:

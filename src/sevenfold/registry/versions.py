@@ -1,18 +1,20 @@
 """Versions of registered models: published once per digest, listed, found, and fetched to this machine."""
 
 import re
+import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from sevenfold import bundles, modules, operations
+from sevenfold import bundles, files, modules
 from sevenfold.bundles import BundleError
-from sevenfold.registry import packaging, tracking
+from sevenfold.registry import packaging, runs, tracking
 from sevenfold.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -21,13 +23,20 @@ if TYPE_CHECKING:
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 
+CARD = "card.md"
+"""With each version's run lies its card, as its page shows it."""
+
 _JUDGED = ("test.", "validation.", "rival.", "held_out.", "threshold")
 """How the names of metrics begin that are no curves."""
 
 
 @dataclass(frozen=True)
 class Version:
-    """One version of a registered model."""
+    """One version of a registered model.
+
+    published: when it was made.
+    model: the identifier of MLflow's logged model, which has its files; None of a version that was made otherwise.
+    """
 
     name: str
     number: int
@@ -35,6 +44,8 @@ class Version:
     aliases: tuple[str, ...]
     tags: Mapping[str, str]
     run_id: str
+    published: datetime
+    model: str | None
 
     @property
     def label(self) -> str:
@@ -65,6 +76,9 @@ def publish(
     artifacts: Sequence[Path],
     tags: Mapping[str, str],
     description: str,
+    folders: Mapping[str, Path] = MappingProxyType({}),
+    run_id: str | None = None,
+    about: str = "",
 ) -> tuple[Version, bool]:
     """Register a bundle as a version of `name`, and say whether it is a new one.
 
@@ -74,9 +88,12 @@ def publish(
         folder: the bundle.
         params, metrics: of the run; nested params are flattened with dots.
         curves: one row per epoch, with a column `epoch`; every other column becomes a curve.
-        artifacts: files to keep with the run, such as the report.
+        artifacts: files to keep with the run, such as the scorecard.
         tags: of the run and the version; the digest is added.
         description: in Markdown, shown on the version's page.
+        folders: what else to keep with the run: whole folders, by the name that they get there.
+        run_id: the finished run of the candidate's training, to which all this is added; None makes a run.
+        about: description of the registered model, in Markdown; "" stands for one in a sentence.
     """
     import mlflow
     from mlflow.data.meta_dataset import MetaDataset
@@ -89,17 +106,18 @@ def publish(
         found = find(workspace, name, digest)
         if found is not None:
             return found, False
-        experiment = client.get_experiment_by_name(name)
-        if experiment is None:
-            location = str(workspace.model_artifacts) if workspace.tracking_uri.startswith("sqlite:///") else None
-            identifier = client.create_experiment(name, artifact_location=location)
-        else:
-            identifier = experiment.experiment_id
+        identifier = runs.experiment(workspace, name)
         every_tag = {k: str(v) for k, v in tags.items()} | {"digest": digest}
-        with mlflow.start_run(
-            experiment_id=identifier, run_name=bundle.origin["candidate"], tags=every_tag, description=description
-        ) as run:
-            mlflow.log_params({k: str(v)[:6000] for k, v in _flattened(params).items()})
+        begun = (
+            mlflow.start_run(run_id=run_id)
+            if run_id is not None
+            else mlflow.start_run(
+                experiment_id=identifier, run_name=bundle.origin["candidate"], description=description
+            )
+        )
+        with begun as run:
+            mlflow.set_tags(every_tag)
+            mlflow.log_params({k: str(v)[:6000] for k, v in runs.flattened(params).items()})
             mlflow.log_metrics(dict(metrics))
             _log_curves(client, run.info.run_id, curves)
             source = LocalArtifactDatasetSource(str(bundle.origin["data_path"]))
@@ -109,20 +127,25 @@ def publish(
             mlflow.log_input(data, context="training")
             for artifact in artifacts:
                 mlflow.log_artifact(str(artifact))
+            for place, kept in folders.items():
+                mlflow.log_artifacts(str(kept), place)
             with packaging.clean_copies(folder, workspace) as (code, copy), warnings.catch_warnings():
                 warnings.simplefilter("ignore", DeprecationWarning)  # MLflow's use of pandas
+                every_tag["code_digest"] = packaging.code_digest(code)
                 made = mlflow.pyfunc.log_model(
                     name="model",
                     python_model=str(code / "served_model.py"),
                     artifacts={"bundle": str(copy)},
                     code_paths=[str(code)],
-                    signature=packaging.signature(operations.accepting(bundle)),
+                    signature=packaging.signature(bundle),
                     input_example=packaging.example(bundle),
-                    pip_requirements=packaging.requirements(),
+                    pip_requirements=packaging.requirements(bundle),
                 )
         try:
             client.create_registered_model(
-                name, description=f"Champions of {bundle.application_name} on {bundle.origin['dataset']}."
+                name,
+                tags={"dataset": bundle.origin["dataset"], "application": bundle.application_name},
+                description=about or f"Champions of {bundle.application_name} on {bundle.origin['dataset']}.",
             )
         except mlflow.exceptions.MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
@@ -145,12 +168,13 @@ def republish(
 ) -> tuple[Version, bool]:
     """Publish a changed bundle of the same weights as a new version with the history of the one that it was made from.
 
-    Parameters, metrics, curves, files and tags are those of that version, but for its decisions.
+    Parameters, metrics, curves, files, folders and tags are those of that version, but for its decisions.
 
     Args:
         without: metrics that are no longer true.
         metrics, tags: new ones.
-        description: in Markdown, shown on the version's page.
+        description: what was changed, in Markdown; on the version's page and in its card, the card of the version that it
+            was made from follows.
     """
     client = tracking.client(workspace)
     run = client.get_run(version.run_id)
@@ -159,44 +183,41 @@ def republish(
     for name in run.data.metrics:
         if not name.startswith(_JUDGED):
             curves[name] = {point.step: point.value for point in client.get_metric_history(version.run_id, name)}
-    names = [f.path for f in client.list_artifacts(version.run_id) if not f.is_dir]
+    there = client.list_artifacts(version.run_id)
     story = {n: v for n, v in version.tags.items() if not n.startswith(("decided_", "decision", "promoted_"))}
-    copies = [artifact(workspace, version, name) for name in names]
-    return publish(
-        workspace,
-        version.name,
-        folder,
-        params=dict(run.data.params),
-        metrics={**kept, **metrics},
-        curves=pd.DataFrame(curves).rename_axis("epoch").reset_index(),
-        artifacts=[copy for copy in copies if copy is not None],
-        tags={**story, **tags},
-        description=description,
-    )
+    copies = {f.path: artifact(workspace, version, f.path) for f in there}
+    folders = {f.path for f in there if f.is_dir}
+    said = client.get_model_version(version.name, str(version.number)).description or ""
+    old = copies.pop(CARD, None)
+    with tempfile.TemporaryDirectory() as room:
+        card = Path(room) / CARD
+        files.write_text(card, _changed_card(version, description, without, old.read_text("utf-8") if old else ""))
+        return publish(
+            workspace,
+            version.name,
+            folder,
+            params=dict(run.data.params),
+            metrics={**kept, **metrics},
+            curves=pd.DataFrame(curves).rename_axis("epoch").reset_index(),
+            artifacts=[card, *(copy for n, copy in copies.items() if copy is not None and n not in folders)],
+            tags={**story, **tags},
+            description=_changed_card(version, description, without, said),
+            folders={n: copy for n, copy in copies.items() if copy is not None and n in folders},
+        )
+
+
+def _changed_card(version: Version, changed: str, without: Sequence[str], card: str) -> str:
+    """Return the card of a version that was made from another: what was changed, and the other's card."""
+    if not card:
+        return changed
+    lost = f" Of its numbers, {', '.join(without)} hold no longer." if without else ""
+    return f"**{changed}** What follows is the card of {version.label}.{lost}\n\n{card}"
 
 
 def _log_curves(client: "MlflowClient", run_id: str, curves: pd.DataFrame) -> None:
-    from mlflow.entities import Metric
-
-    now = int(datetime.now(UTC).timestamp() * 1000)
-    points = [
-        Metric(column, float(value), now, int(epoch))
-        for column in curves.columns
-        if column != "epoch"
-        for epoch, value in zip(curves["epoch"], curves[column], strict=True)
-    ]
-    for start in range(0, len(points), 1000):  # MLflow takes at most so many at once
-        client.log_batch(run_id, metrics=points[start : start + 1000])
-
-
-def _flattened(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, inner in value.items():
-        if isinstance(inner, Mapping):
-            flat |= _flattened(inner, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = inner
-    return flat
+    points = runs.points(curves, int(datetime.now(UTC).timestamp() * 1000))
+    for start in range(0, len(points), runs.MOST_METRICS):
+        client.log_batch(run_id, metrics=points[start : start + runs.MOST_METRICS])
 
 
 def every(workspace: Workspace, name: str | None = None) -> list[Version]:
@@ -224,6 +245,40 @@ def find(workspace: Workspace, name: str, digest: str) -> Version | None:
     return None
 
 
+def registered(workspace: Workspace, name: str) -> "RegisteredModel | None":
+    """Return MLflow's registered model of this name, with its tags and aliases, or None."""
+    return next(iter(_registered(tracking.client(workspace), name)), None)
+
+
+def unknown(workspace: Workspace, name: str) -> str:
+    """Say that there is no such model, and what there is."""
+    others = sorted({version.name for version in every(workspace)})
+    return (
+        f"no model {name!r}{modules.meant(name, others)}; registered are: {', '.join(others) or 'none'}; `sevenfold run` "
+        "makes them"
+    )
+
+
+def numbered(workspace: Workspace, name: str, number: int) -> Version:
+    """Return a version by its number.
+
+    Raises:
+        LookupError: there is no such model or version; the message says what there is.
+    """
+    known = every(workspace, name)
+    if not known:
+        raise LookupError(unknown(workspace, name))
+    found = next((version for version in known if version.number == number), None)
+    if found is None:
+        raise LookupError(f"{name} has no version {number}; there are: {listed(known)}")
+    return found
+
+
+def listed(known: Sequence[Version]) -> str:
+    """Return versions and their aliases as a line of text."""
+    return ", ".join(version.label + "".join(f" ({alias})" for alias in version.aliases) for version in known)
+
+
 def _registered(client: "MlflowClient", name: str | None) -> "list[RegisteredModel]":
     """Return the registered model of this name, if there is one, or all of them."""
     import mlflow
@@ -247,7 +302,17 @@ def _registered(client: "MlflowClient", name: str | None) -> "list[RegisteredMod
 
 def _version(found: Any, aliases: Sequence[str]) -> Version:
     tags = dict(found.tags)
-    return Version(found.name, int(found.version), tags.get("digest", ""), tuple(aliases), tags, found.run_id or "")
+    source = found.source or ""
+    return Version(
+        name=found.name,
+        number=int(found.version),
+        digest=tags.get("digest", ""),
+        aliases=tuple(aliases),
+        tags=tags,
+        run_id=found.run_id or "",
+        published=datetime.fromtimestamp(found.creation_timestamp / 1000, UTC),
+        model=source.removeprefix("models:/") if source.startswith("models:/") else None,
+    )
 
 
 def reread(workspace: Workspace, version: Version) -> Version:
@@ -333,7 +398,7 @@ def resolve(workspace: Workspace, model: str) -> Resolved:
         )
     chosen = [v for v in known if (v.number == int(number) if number else (alias or CHAMPION) in v.aliases)]
     if not chosen:
-        there = ", ".join(v.label + "".join(f" ({a})" for a in v.aliases) for v in known)
+        there = listed(known)
         if number:
             raise LookupError(f"{name} has no version {number}; there are: {there}")
         if alias not in {None, CHAMPION}:

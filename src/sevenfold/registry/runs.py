@@ -1,0 +1,178 @@
+"""Runs of a contest: one for each candidate's training and each rival, below one for the pipeline run that brought them."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import pandas as pd
+
+from sevenfold.registry import tracking
+from sevenfold.workspace import Workspace
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+KEY = "result_digest"
+"""The tag by which a result is logged once."""
+
+RECORDED = "recorded"
+"""The tag of an experiment that says which results were there when it was last looked through."""
+
+MOST_METRICS, MOST_PARAMS = 1000, 100
+"""What MLflow takes in one call."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One candidate's or rival's result in a contest.
+
+    key: digest of the result; while it is the same, there is one run.
+    params: nested ones are flattened with dots.
+    curves: one row per epoch, with a column `epoch`; None for what has none.
+    failure: why there is no result, or None.
+    """
+
+    name: str
+    kind: Literal["candidate", "rival"]
+    key: str
+    params: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    curves: pd.DataFrame | None = None
+    tags: Mapping[str, str] = field(default_factory=dict)
+    description: str = ""
+    failure: str | None = None
+
+
+def title(moment: datetime) -> str:
+    """Return the name of the pipeline run that began then, such as "run 2026-11-25 07:10", in UTC."""
+    return f"run {moment.astimezone(UTC):%Y-%m-%d %H:%M}"
+
+
+def experiment(workspace: Workspace, name: str) -> str:
+    """Return the id of a contest's experiment, which is made where there is none."""
+    client = tracking.client(workspace)
+    found = client.get_experiment_by_name(name)
+    if found is not None:
+        return str(found.experiment_id)
+    return str(client.create_experiment(name, artifact_location=tracking.artifact_location(workspace)))
+
+
+def is_recorded(workspace: Workspace, name: str, keys: Sequence[str]) -> bool:
+    """Say, by one question to the store, whether all these results of a contest have runs."""
+    found = tracking.client(workspace).get_experiment_by_name(name)
+    return found is not None and found.tags.get(RECORDED) == _digest(keys)
+
+
+def _digest(keys: Sequence[str]) -> str:
+    return hashlib.sha256("\n".join(sorted(keys)).encode()).hexdigest()
+
+
+def record(
+    workspace: Workspace,
+    name: str,
+    entries: Sequence[Entry],
+    *,
+    pipeline_run: str,
+    description: str,
+    artifacts: Sequence[Path] = (),
+    texts: Mapping[str, str],
+) -> dict[str, str]:
+    """Log what has no run yet, below one for this pipeline run, and return each key's run. Nothing new makes no run.
+
+    The caller holds the contest's lock. Runs that a killed process left unfinished are removed and logged again.
+
+    Args:
+        name: of the contest, and of its experiment.
+        pipeline_run: name of the parent run, and a tag of all; the same in all contests of one pipeline run.
+        description: of the parent run, in Markdown.
+        artifacts, texts: files, and contents by file name, that the parent run keeps.
+    """
+    client = tracking.client(workspace)
+    identifier = experiment(workspace, name)
+    there = _there(client, identifier)
+    new = [entry for entry in entries if entry.key not in there]
+    if new:
+        parent = _begin(
+            client, identifier, pipeline_run, {"kind": "pipeline", "pipeline_run": pipeline_run}, description
+        )
+        for path in artifacts:
+            client.log_artifact(parent, str(path))
+        for file, text in texts.items():
+            client.log_text(parent, text, file)
+        for entry in new:
+            there[entry.key] = _log(client, identifier, entry, parent, pipeline_run)
+        client.set_terminated(parent)
+    client.set_experiment_tag(identifier, RECORDED, _digest([entry.key for entry in entries]))
+    return {entry.key: there[entry.key] for entry in entries}
+
+
+def _there(client: "MlflowClient", identifier: str) -> dict[str, str]:
+    """Return key -> run of every finished one; what was left unfinished is removed."""
+    found: dict[str, str] = {}
+    token = None
+    while True:
+        page = client.search_runs([identifier], filter_string="tags.kind != ''", max_results=1000, page_token=token)
+        for run in page:
+            if run.info.status == "RUNNING":
+                client.delete_run(run.info.run_id)
+            elif KEY in run.data.tags:
+                found[run.data.tags[KEY]] = run.info.run_id
+        token = page.token
+        if not token:
+            return found
+
+
+def _begin(client: "MlflowClient", identifier: str, name: str, tags: Mapping[str, str], description: str) -> str:
+    every = {**tags, **({"mlflow.note.content": description} if description else {})}
+    return str(client.create_run(identifier, tags=every, run_name=name).info.run_id)
+
+
+def _log(client: "MlflowClient", identifier: str, entry: Entry, parent: str, pipeline_run: str) -> str:
+    from mlflow.entities import Metric, Param
+
+    tags = {
+        **entry.tags,
+        "kind": entry.kind,
+        "pipeline_run": pipeline_run,
+        "mlflow.parentRunId": parent,
+        KEY: entry.key,
+        **({} if entry.failure is None else {"failure": entry.failure[:5000]}),
+    }
+    description = entry.description if entry.failure is None else f"Failed: {entry.failure}"
+    run = _begin(client, identifier, entry.name, tags, description)
+    now = int(datetime.now(UTC).timestamp() * 1000)
+    metrics = [Metric(name, float(value), now, 0) for name, value in entry.metrics.items()] + points(entry.curves, now)
+    params = [Param(name, str(value)[:6000]) for name, value in flattened(entry.params).items()]
+    for start in range(0, max(len(metrics), len(params) * MOST_METRICS // MOST_PARAMS), MOST_METRICS):
+        some = start // MOST_METRICS * MOST_PARAMS
+        client.log_batch(run, metrics[start : start + MOST_METRICS], params[some : some + MOST_PARAMS])
+    client.set_terminated(run, "FINISHED" if entry.failure is None else "FAILED")
+    return run
+
+
+def points(curves: pd.DataFrame | None, now: int) -> list[Any]:
+    """Return MLflow's metrics, one for each column and epoch; `now` in milliseconds since 1970."""
+    from mlflow.entities import Metric
+
+    if curves is None:
+        return []
+    return [
+        Metric(column, float(value), now, int(epoch))
+        for column in curves.columns
+        if column != "epoch"
+        for epoch, value in zip(curves["epoch"], curves[column], strict=True)
+    ]
+
+
+def flattened(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested mappings as one, whose names are joined by dots."""
+    flat: dict[str, Any] = {}
+    for key, inner in value.items():
+        if isinstance(inner, Mapping):
+            flat |= flattened(inner, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = inner
+    return flat

@@ -1,0 +1,98 @@
+"""What is said of a workspace's commit is true, its patch makes the files again, and git is left as it was."""
+
+import json
+import subprocess
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+from sevenfold import provenance
+from sevenfold.workspace import Workspace
+from tests.conftest import SMALL
+
+
+def git(folder, *arguments):
+    author = ["-c", "user.name=test", "-c", "user.email=test@localhost"]
+    return subprocess.run(["git", *author, *arguments], cwd=folder, capture_output=True, text=True, check=True).stdout
+
+
+@pytest.fixture
+def place(tmp_path):
+    """A workspace in a folder of its repository."""
+    root = tmp_path / "repository" / "project"
+    root.mkdir(parents=True)
+    (root / "params.yaml").write_text(SMALL)
+    (root / "dvc.lock").write_text(
+        "schema: '2.0'\nstages:\n  fetch@wdbc:\n    outs:\n    - path: data/raw/wdbc.parquet\n      md5: abc\n"
+    )
+    (root / "code.py").write_text("old = 1\n")
+    (root.parent / ".gitignore").write_text("*.secret\n")
+    git(root.parent, "init", "--quiet")
+    git(root.parent, "add", "--all")
+    git(root.parent, "commit", "--quiet", "--message", "all")
+    return Workspace(root)
+
+
+def change(place):
+    (place.root / "code.py").write_text("new = 2\n")
+    (place.root / "added.bin").write_bytes(bytes(range(256)))
+    (place.root.parent / "above.txt").write_text("above\n")
+    (place.root / "password.secret").write_text("hunter2\n")
+
+
+def test_a_clean_workspace_has_a_commit_and_no_patch(place, tmp_path):
+    found = provenance.collect(place)
+    assert (found.commit, found.dirty, found.patch) == (git(place.root, "rev-parse", "HEAD").strip(), False, None)
+    assert {p.name for p in provenance.write(place, tmp_path / "kept")} == {
+        "params.yaml",
+        "dvc.lock",
+        "environment.json",
+    }
+    assert found.tags().keys() == {"git_commit", "git_dirty", "lock_digest"}
+    assert provenance.has_commit(place, found.commit)
+    assert not provenance.has_commit(place, "0" * 40)
+
+
+def test_the_patch_makes_the_files_again_without_those_that_git_ignores(place, tmp_path):
+    change(place)
+    git(place.root, "add", "code.py")
+    before = git(place.root, "status", "--porcelain"), git(place.root, "count-objects")
+    files = provenance.write(place, tmp_path / "kept")
+    assert (git(place.root, "status", "--porcelain"), git(place.root, "count-objects")) == before
+    assert tmp_path / "kept" / "uncommitted.patch" in files
+    assert b"hunter2" not in (tmp_path / "kept" / "uncommitted.patch").read_bytes()
+    git(tmp_path, "clone", "--quiet", str(place.root.parent), "again")
+    git(tmp_path / "again", "apply", "--binary", str(tmp_path / "kept" / "uncommitted.patch"))
+    for name in ("project/code.py", "project/added.bin", "above.txt"):
+        assert (tmp_path / "again" / name).read_bytes() == (place.root.parent / name).read_bytes()
+
+
+def test_a_patch_that_is_too_large_is_not_kept_and_the_tags_say_so(place, tmp_path, monkeypatch):
+    monkeypatch.setattr(provenance, "MOST_PATCH", 100)
+    change(place)
+    found = provenance.collect(place)
+    assert found.dirty
+    assert found.patch is None
+    assert "were not kept; at most 100 are" in found.tags()["git_patch"]
+    assert not any(p.name == "uncommitted.patch" for p in provenance.write(place, tmp_path / "kept"))
+
+
+def test_outside_git_there_is_no_commit(tmp_path, monkeypatch):
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    (tmp_path / "params.yaml").write_text(SMALL)
+    found = provenance.collect(Workspace(tmp_path))
+    assert (found.commit, found.dirty, found.lock_digest) == ("none", False, "none")
+
+
+def test_the_environment_names_packages_machine_and_threads(place, tmp_path):
+    provenance.write(place, tmp_path)
+    told = json.loads(Path(tmp_path / "environment.json").read_text())
+    assert told["packages"]["numpy"] == metadata.version("numpy")
+    assert told["threads"] == 1
+    assert told["hardware"]["cores"] >= 1
+
+
+def test_a_lock_says_the_digest_of_each_path(place, tmp_path):
+    assert provenance.locked(place.root / "dvc.lock") == {"data/raw/wdbc.parquet": "abc"}
+    assert provenance.locked(tmp_path / "none") == {}
