@@ -313,6 +313,24 @@ def test_an_election_that_broke_off_is_finished_by_the_next(place, hold, monkeyp
     assert (outcome.published, outcome.promoted, outcome.champion) == (False, True, 1)
 
 
+def test_a_store_that_is_away_for_a_moment_replaces_no_champion(place, hold, monkeypatch):
+    write_params(place, "good")
+    hold()
+    build(place, "weak")
+
+    def away(*arguments, **keywords):
+        raise ConnectionError("the store is away")
+
+    import mlflow
+
+    with monkeypatch.context() as patch:
+        patch.setattr(mlflow.artifacts, "download_artifacts", away)
+        with pytest.raises(ConnectionError):
+            hold()
+    assert champion(place) == "good"
+    assert not hold().promoted
+
+
 def test_a_contest_that_does_not_exist_is_an_error_that_says_what_there_is(place):
     with pytest.raises(LookupError, match=f"no contest 'table-reducton', did you mean '{NAME}'\\?; there are: {NAME}"):
         election.hold(place, "table-reducton")

@@ -81,7 +81,8 @@ def test_one_holds_it_at_a_time_and_another_model_has_a_lock_of_its_own(stores):
     with holder(one) as process:
         with (
             pytest.raises(
-                locking.LockedError, match=r"model is locked by somebody who promotes.*try again when that is done"
+                locking.LockedError,
+                match=r"model is locked by somebody who promotes.*held by .*try again when that is done",
             ),
             locking.held(two, "model", patience=0.3),
         ):
@@ -110,11 +111,70 @@ def test_no_message_holds_a_password(stores):
 
 
 def test_a_database_that_cannot_be_reached_is_named_without_its_password(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setenv("SEVENFOLD_LOCK_URI", "postgresql://user:secret@127.0.0.1:9/locks")
     with (
         pytest.raises(
             RuntimeError, match=r"PostgreSQL database at 127\.0\.0\.1/locks, .* cannot be reached; check"
         ) as error,
+        locking.held(Workspace(tmp_path), "model"),
+    ):
+        pass
+    assert "secret" not in str(error.value)
+
+
+def test_a_workspace_and_another_that_names_its_database_share_the_lock(tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    one, two = (Workspace(tmp_path / name) for name in ("one", "two"))
+    for place in (one, two):
+        place.root.mkdir()
+        place.initialise()
+    (tmp_path / "link").symlink_to(one.root)
+    with holder(one):
+        for root in (one.root, tmp_path / "link"):
+            monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{Workspace(root).database}")
+            with pytest.raises(locking.LockedError), locking.held(two, "model", patience=0.1):
+                pass
+
+
+def test_one_server_has_one_lock_under_whatever_user_and_password(tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://ann:one@mlflow.example")
+    with holder(Workspace(tmp_path)):
+        for same in ("https://ben:two@MLflow.example/", "https://mlflow.example:443"):
+            monkeypatch.setenv("MLFLOW_TRACKING_URI", same)
+            with pytest.raises(locking.LockedError), locking.held(Workspace(tmp_path), "model", patience=0.1):
+                pass
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://mlflow.example:444")
+        with locking.held(Workspace(tmp_path), "model", patience=0.1):
+            pass
+
+
+def test_who_waits_too_long_is_told_who_holds_it(stores):
+    one, two = stores
+    with holder(one) as process, pytest.raises(locking.LockedError) as error, locking.held(two, "model", patience=0.1):
+        pass
+    # The kernel says so of a file; PostgreSQL says what the holder's session calls itself.
+    if "PostgreSQL" in str(error.value) or Path("/proc/locks").exists():
+        assert re.search(rf"held by .*\b{process.pid}\b", str(error.value))
+
+
+def test_a_database_without_its_driver_or_of_another_kind_is_an_error_that_says_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("SEVENFOLD_LOCK_URI", "mysql://user:secret@host/locks")
+    with (
+        pytest.raises(
+            ValueError, match=r"SEVENFOLD_LOCK_URI names a store of kind 'mysql'; expected postgresql://"
+        ) as error,
+        locking.held(Workspace(tmp_path), "model"),
+    ):
+        pass
+    assert "secret" not in str(error.value)
+    monkeypatch.setenv("SEVENFOLD_LOCK_URI", "postgresql://user:secret@127.0.0.1:9/locks")
+    monkeypatch.setitem(sys.modules, "psycopg2", None)
+    with (
+        pytest.raises(RuntimeError, match=r"needs the driver psycopg2; `pip install 'sevenfold\[postgres\]'`") as error,
         locking.held(Workspace(tmp_path), "model"),
     ):
         pass

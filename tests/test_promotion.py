@@ -1,5 +1,6 @@
 """The alias `champion` moves whole or not at all, by one at a time, and leaves a story that is true."""
 
+import itertools
 import json
 import os
 import signal
@@ -17,6 +18,7 @@ from sevenfold.registry import promotion, tracking, verification, versions
 from tests import test_registry, tiny
 
 NAME = "table-anomaly"
+DECIDED = "2099-01-01T00:00:00+00:00"
 ROOT = Path(__file__).parents[1]
 
 
@@ -121,6 +123,27 @@ def edit(path, old, new):
     path.write_text(text.replace(old, new))
 
 
+def plant_cache(folder):
+    """Leave a compiled file that Python would run in place of the source beside it."""
+    import importlib.util
+    import marshal
+
+    source = folder / "code" / "sevenfold" / "files.py"
+    cache = Path(importlib.util.cache_from_source(str(source)))
+    cache.parent.mkdir(exist_ok=True)
+    code = compile(f"open({str(folder.parent / 'ran')!r}, 'w')", str(source), "exec")
+    head = importlib.util.MAGIC_NUMBER + (1).to_bytes(4, "little") + b"\0" * 8  # by hash, and unchecked
+    cache.write_bytes(head + marshal.dumps(code))
+
+
+def test_a_compiled_file_that_was_planted_is_gone_before_anything_runs(place, contest):
+    folder = artifacts(place, contest[1])
+    plant_cache(folder)
+    promotion.promote(place, contest[1], reasons=["its sources are sound"])
+    assert not (folder.parent / "ran").exists()
+    assert list(folder.rglob("__pycache__")) == []
+
+
 PLANTED = {
     "a file more": (lambda f: (f / "model.pkl").write_bytes(b"\x80\x04."), r"model\.pkl does not belong there"),
     "a pickle for text": (lambda f: (f / "conda.yaml").write_bytes(b"\x80\x04."), r"conda\.yaml is a pickle"),
@@ -137,6 +160,10 @@ PLANTED = {
     "a path out of the folder": (
         lambda f: edit(f / "MLmodel", "path: artifacts/bundle", "path: ../../elsewhere"),
         r"MLmodel has artifact bundle at '\.\./\.\./elsewhere'; expected 'artifacts/bundle'",
+    ),
+    "an example elsewhere": (
+        lambda f: edit(f / "MLmodel", "artifact_path: input_example.json", "artifact_path: ../../example.json"),
+        r"MLmodel has its example at '\.\./\.\./example\.json'; expected 'input_example\.json'",
     ),
     "another flavor": (
         lambda f: edit(f / "MLmodel", "flavors:\n", "flavors:\n  sklearn:\n    pickled_model: model.pkl\n"),
@@ -241,13 +268,17 @@ with place.settled():
 """
 
 
+def killed(place, moment):
+    """Have another process promote the second version and be killed at this moment."""
+    command = [sys.executable, "-W", "ignore", "-c", KILL, str(place.root), moment]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+
+
 @pytest.mark.parametrize("moment", ["before tags", "after tags", "after alias", "during verification"])
 def test_a_killed_promotion_leaves_a_champion_that_loads_and_a_story_that_is_true(place, contest, moment, capsys):
     promotion.promote(place, contest[0], reasons=["sound"])
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", KILL, str(place.root), moment], cwd=ROOT, capture_output=True, text=True
-    )
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    killed(place, moment)
     assert_sound(place)
     moved = moment in {"after alias", "during verification"}
     assert champion(place) == (2 if moved else 1)
@@ -265,6 +296,25 @@ def test_a_killed_promotion_leaves_a_champion_that_loads_and_a_story_that_is_tru
     assert champion(place) == target.number
     assert [(m.state, m.effect) for m in promotion.history(place, NAME)][1:] == [("interrupted", moved), ("done", True)]
     assert_sound(place)
+
+
+@pytest.mark.parametrize("moment", ["after tags", "after alias"])
+def test_the_next_move_mends_what_a_killed_one_left_half_told_on_the_pages(place, contest, moment):
+    first, second = contest
+    for version, why in ((second, "once"), (first, "better")):
+        promotion.promote(place, version, reasons=[why])
+    promotion.challenge(place, second)
+    before = state(place)[2]
+    killed(place, moment)
+    assert versions.numbered(place, NAME, 2).tags["promoted_because"] == "killed"
+    promotion.promote(place, versions.champion(place, NAME), reasons=["champion already"])
+    after = state(place)[2]
+    if moment == "after tags":
+        assert after == before, "of a promotion that did not happen no page tells"
+    else:
+        assert after[1].tags["replaced_because"] == after[2].tags["promoted_because"] == "killed"
+        assert "replaced_by" not in after[2].tags
+        assert after[2].aliases == ("champion",), "no longer challenger"
 
 
 def test_of_two_promotions_at_once_one_wins_and_the_other_says_so(place):
@@ -325,23 +375,37 @@ def test_rollback_goes_back_one_champion_at_a_time_and_never_to_and_fro(place):
     assert versions.numbered(place, NAME, 3).tags["replaced_because"] == "bad flags"
 
 
-@given(st.lists(st.one_of(st.integers(1, 4), st.none()), max_size=12))
-def test_the_line_of_champions_gets_shorter_by_each_rollback(steps):
-    """A number promotes that version, None rolls back where there is a way; compared with a plain stack of champions."""
-    stack, moves = [], []
+@given(st.lists(st.one_of(st.integers(1, 4), st.none()), max_size=16))
+def test_rollbacks_in_a_row_lead_to_former_champions_only_and_never_to_one_twice(steps):
+    """A number promotes that version, None rolls back where there is a way."""
+    moves, champions, left = [], [], set()  # left: what was rolled back from, and not promoted since
 
     def move(what, to):
-        before = stack[-1] if stack else None
+        before = champions[-1] if champions else None
         moves.append(promotion.Move(len(moves) + 1, None, "", "hand", what, before, to, "", {}, "done", True))
+        champions.append(to)
 
     for step in steps:
-        if step is not None and (not stack or stack[-1] != step):
+        line = promotion._line(moves)
+        assert line[-1:] == champions[-1:]
+        assert not left & set(line)
+        assert len(line) == 1 or all(a != b for a, b in itertools.pairwise(line))
+        if step is not None and champions[-1:] != [step]:
             move("promotion", step)
-            stack.append(step)
-        elif step is None and len(stack) > 1:
-            move("rollback", stack[-2])
-            stack.pop()
-    assert promotion._line(moves) == stack
+            left.discard(step)
+        elif step is None and len(line) > 1:
+            left.add(line[-1])
+            move("rollback", line[-2])
+            assert champions[-1] in champions[:-1]
+
+
+def test_rollback_does_not_return_to_what_was_rolled_back_from(place):
+    first, second, third = publish(place, 3)
+    for version in (first, second, first, second, third):
+        promotion.promote(place, version, reasons=["to and fro"])
+    assert promotion.rollback(place, NAME, reason="bad").number == 2
+    assert promotion.rollback(place, NAME, reason="bad too").number == 1
+    assert promotion.previous(place, NAME) is None
 
 
 def test_rollback_works_when_the_present_champion_is_broken_and_not_to_a_broken_one(place):
@@ -392,7 +456,18 @@ def command(place, capsys, *arguments, code=0):
 
 
 def test_the_commands_promote_roll_back_and_tell_the_story(place, contest, capsys):
-    versions.annotate(place, contest[1], {"decision": "challenger", "decided_because": "it is worse\nmuch worse"})
+    versions.annotate(
+        place,
+        contest[1],
+        {"decision": "challenger", "decided_because": "it is worse\nmuch worse"}
+        | {
+            f"decided.{number:04d}": json.dumps({"decision": what, "decided_because": why, "decided_at": at})
+            for number, what, why, at in (
+                (1, "champion", "it is better", "2000-01-01T00:00:00+00:00"),
+                (2, "challenger", "it is worse\nmuch worse", DECIDED),
+            )
+        },
+    )
     promotion.promote(place, contest[0], reasons=["by the gate"])
     out = command(place, capsys, "promote", NAME, "2", "--reason", "asked for by the fraud team")
     assert "the gate made it challenger: it is worse; much worse" in out
@@ -403,16 +478,17 @@ def test_the_commands_promote_roll_back_and_tell_the_story(place, contest, capsy
     assert f"does not promote {NAME}/2 again" in out
     story = command(place, capsys, "history", NAME)
     order = [
+        "2000-01-01 00:00:00  gate on version 2: champion: it is better",
         "version 1 published",
-        "gate: challenger: it is worse; much worse",
         "version 1 became champion as the first, by a run",
         "version 2 became champion over version 1, by hand",
         "asked for by the fraud team",
         "rolled back to version 1, by hand",
+        "2099-01-01 00:00:00  gate on version 2: challenger: it is worse; much worse",
         f"champion: {NAME}/1; `sevenfold rollback` goes to: none",
     ]
     places = [story.index(line) for line in order]
-    assert places[2:] == sorted(places[2:])
+    assert places == sorted(places)
     facts = json.loads(command(place, capsys, "history", NAME, "--json"))
     assert (facts["champion"], facts["rollback"], len(facts["versions"])) == (1, None, 2)
     assert [(m["from"], m["to"], m["what"]) for m in facts["moves"]] == [
@@ -466,3 +542,56 @@ def test_files_that_are_gone_are_no_way_back_but_those_before_them_are(place):
         promotion.promote(place, version, reasons=["in turn"])
     tracking.client(place).delete_model_version(NAME, "2")
     assert promotion.rollback(place, NAME, reason="bad").number == 1
+
+
+def test_an_entry_of_the_journal_that_somebody_edited_is_named_and_not_overwritten(place, contest):
+    promotion.promote(place, contest[0], reasons=["sound"])
+    client = tracking.client(place)
+    for text in ("{", '{"at": "today"}', "[1]"):
+        client.set_registered_model_tag(NAME, "move.0001", text)
+        with pytest.raises(
+            RuntimeError, match=r"tag 'move\.0001' of table-anomaly is no entry of the journal .*; remove"
+        ):
+            promotion.promote(place, contest[1], reasons=["next"])
+        assert versions.registered(place, NAME).tags["move.0001"] == text
+    client.delete_registered_model_tag(NAME, "move.0001")
+    promotion.promote(place, contest[1], reasons=["next"])
+    assert champion(place) == 2
+
+
+def test_a_move_by_hand_needs_a_reason(place, contest, capsys):
+    out = command(place, capsys, "promote", NAME, "1", "--reason", "  ", code=1)
+    assert "a promotion by hand needs a reason" in out
+    assert champion(place) is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [("table", "anomaly"), ("table", "imputation"), ("images", "reduction"), ("images", "denoising")]
+)
+def test_an_answer_of_another_type_than_the_signature_says_is_found(place, kind, name):
+    version = test_registry.publish(place, tiny.saved(place.root / "bundle", kind, name), name=f"{kind}-{name}")
+    verification.verify(place, version)
+    path = artifacts(place, version) / "MLmodel"
+    text = path.read_text()
+    for old, new in (("double", "long"), ('\\"float\\"', '\\"long\\"'), ('"float"', '"long"'), ("uint8", "float32")):
+        head, outputs, tail = text.partition("outputs:")
+        changed = head + outputs + tail.replace(old, new)
+        if changed != text:
+            break
+    path.write_text(changed)
+    with pytest.raises(BundleError, match=r"is not sound: its answer .*; its signature has"):
+        verification.verify(place, version)
+
+
+def test_a_version_is_published_before_it_is_promoted_within_the_same_second_too(place, capsys, monkeypatch):
+    (version,) = publish(place, 1)
+
+    class Clock(promotion.datetime):
+        @classmethod
+        def now(cls, zone=None):
+            return version.published
+
+    monkeypatch.setattr(promotion, "datetime", Clock)
+    promotion.promote(place, version, reasons=["at once"])
+    story = command(place, capsys, "history", NAME)
+    assert story.index("version 1 published") < story.index("version 1 became champion")

@@ -28,6 +28,7 @@ def place(tmp_path):
     )
     (root / "code.py").write_text("old = 1\n")
     (root.parent / ".gitignore").write_text("*.secret\n")
+    (root.parent / "above.txt").write_text("above\n")
     git(root.parent, "init", "--quiet")
     git(root.parent, "add", "--all")
     git(root.parent, "commit", "--quiet", "--message", "all")
@@ -36,8 +37,13 @@ def place(tmp_path):
 
 def change(place):
     (place.root / "code.py").write_text("new = 2\n")
-    (place.root / "added.bin").write_bytes(bytes(range(256)))
-    (place.root.parent / "above.txt").write_text("above\n")
+    for folder in ("src", "notes"):
+        (place.root / folder).mkdir()
+    (place.root / "src" / "added.bin").write_bytes(bytes(range(256)))
+    (place.root / "src" / "[odd] *name.py").write_text("odd = 1\n")
+    (place.root.parent / "above.txt").write_text("above, changed\n")
+    for secret in (".env", "src/.env.local", "src/server.key", "notes/letter.txt"):
+        (place.root / secret).write_text("hunter2\n")
     (place.root / "password.secret").write_text("hunter2\n")
 
 
@@ -54,8 +60,10 @@ def test_a_clean_workspace_has_a_commit_and_no_patch(place, tmp_path):
     assert not provenance.has_commit(place, "0" * 40)
 
 
-def test_the_patch_makes_the_files_again_without_those_that_git_ignores(place, tmp_path):
+@pytest.mark.parametrize("setting", ["diff.noprefix", "diff.mnemonicPrefix", "color.ui"])
+def test_the_patch_makes_sources_again_without_secrets_or_other_files_of_the_user(place, tmp_path, setting):
     change(place)
+    git(place.root, "config", setting, "always" if setting == "color.ui" else "true")
     git(place.root, "add", "code.py")
     before = git(place.root, "status", "--porcelain"), git(place.root, "count-objects")
     files = provenance.write(place, tmp_path / "kept")
@@ -64,7 +72,7 @@ def test_the_patch_makes_the_files_again_without_those_that_git_ignores(place, t
     assert b"hunter2" not in (tmp_path / "kept" / "uncommitted.patch").read_bytes()
     git(tmp_path, "clone", "--quiet", str(place.root.parent), "again")
     git(tmp_path / "again", "apply", "--binary", str(tmp_path / "kept" / "uncommitted.patch"))
-    for name in ("project/code.py", "project/added.bin", "above.txt"):
+    for name in ("project/code.py", "project/src/added.bin", "project/src/[odd] *name.py", "above.txt"):
         assert (tmp_path / "again" / name).read_bytes() == (place.root.parent / name).read_bytes()
 
 

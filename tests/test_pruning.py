@@ -12,7 +12,6 @@ from sevenfold.registry import promotion, pruning, tracking, versions
 from tests import test_registry, tiny
 
 NAME = "table-anomaly"
-NOW = datetime.now(UTC)
 
 
 @pytest.fixture
@@ -47,7 +46,7 @@ def published(place):
 
 
 def later(days):
-    return NOW + timedelta(days=days, minutes=5)
+    return datetime.now(UTC) + timedelta(days=days, minutes=5)
 
 
 def doomed(place, days, after):
@@ -124,6 +123,46 @@ def test_files_that_nothing_leads_to_are_named_and_young_ones_left_alone(place, 
     assert not stray.exists()
     assert (place.root / "params.yaml").exists()
     assert pruning.plan(place, days=30, now=later(3)).orphans == ()
+
+
+def test_what_others_keep_in_the_same_store_is_none_of_ours(place, published, monkeypatch):
+    client = tracking.client(place)
+    theirs = client.create_experiment("fraud-team")
+    model = client.create_logged_model(theirs, name="unregistered")
+    client.create_registered_model("fraud-model")
+    client.create_model_version("fraud-model", "s3://bucket/model")
+    served = place.model_artifacts / theirs / "run" / "artifacts"  # where a server puts it
+    served.mkdir(parents=True)
+    old = time.time() - 3 * 86400
+    os.utime(place.model_artifacts / theirs, (old, old))
+    planned = pruning.plan(place, days=0, now=later(3))
+    assert {entry.version.name for entry in planned.entries} == {NAME}
+    assert planned.orphans == ()
+    assert client.get_logged_model(model.model_id).model_id == model.model_id
+    # Of another database the workspace's own folders are none of its business.
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{place.root / 'other.db'}")
+    tracking.initialise(place)
+    old_folders = [p for p in place.model_artifacts.rglob("*") if p.is_dir()]
+    for folder in old_folders:
+        os.utime(folder, (old, old))
+    assert pruning.plan(place, days=0, now=later(3)) == pruning.Plan(0, (), ())
+
+
+def test_what_a_person_replaced_and_what_a_kept_version_was_made_from_stay(place):
+    first, second = (
+        test_registry.publish(place, tiny.saved(place.root / f"bundle-{s}", "table", "anomaly", s)) for s in (0, 1)
+    )
+    moved = test_registry.publish(
+        place, tiny.saved(place.root / "moved", "table", "anomaly", 2), tags={"moved_from": second.label}
+    )
+    promotion.promote(place, first, reasons=["first"])
+    promotion.promote(place, moved, reasons=["by hand"], by_hand=True)
+    tracking.client(place).delete_registered_model_alias(NAME, "champion")
+    assert promotion.previous(place, NAME).number == moved.number, "the way back, where somebody took the alias away"
+    kept = {e.version.number: e.kept for e in pruning.plan(place, days=0, now=later(0)).entries}
+    assert kept[1].startswith("a person replaced it")
+    assert kept[2] == f"{moved.label} was made from it"
+    assert "rollback" in kept[3]
 
 
 def command(capsys, *arguments, code=0):

@@ -83,7 +83,7 @@ def test_train_promote_refuse_promote_by_hand_roll_back_and_reproduce(tmp_path):
     story = run("history", NAME)
     told = [
         "version 1 became champion as the first, by a run",
-        "gate: challenger",
+        "gate on version 2: challenger: ",
         "the new rows are those of today",
         "it flags too much",
         f"champion: {NAME}/1; `sevenfold rollback` goes to: none",

@@ -9,6 +9,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -487,8 +488,11 @@ def _history(given: argparse.Namespace) -> int:
         }
         print(json.dumps(events, indent=2))
         return 0
-    told = [(v.published, _published(v)) for v in found] + [(move.at, _told(move)) for move in moves]
-    for at, lines in sorted(told, key=lambda event: event[0]):
+    told = [(v.published, _published(v)) for v in found]
+    told += [decision for version in found for decision in _decisions(version)]
+    told += [(move.at, _told(move)) for move in moves]
+    # Moves are kept to the second; what is of one second stands as it follows from each other.
+    for at, lines in sorted(told, key=lambda event: event[0].replace(microsecond=0)):
         for line in lines:
             print(_wrapped(line, f"{at:%Y-%m-%d %H:%M:%S}  " if line is lines[0] else " " * 21))
     print(
@@ -498,14 +502,24 @@ def _history(given: argparse.Namespace) -> int:
 
 
 def _published(version: "Version") -> list[str]:
-    """Tell how a version came to be, and what the gate made of it."""
+    """Tell how a version came to be."""
     candidate, verdict = version.tags.get("candidate", ""), version.tags.get("verdict", "")
     lines = [f"version {version.number} published{f' ({candidate})' if candidate else ''}", verdict]
     if origin := version.tags.get("moved_from"):
         lines[1] = f"{origin} with its threshold moved {version.tags.get('moved_threshold', '')}"
-    if decision := version.tags.get("decision"):
-        lines.append(f"gate: {decision}: {'; '.join(version.tags.get('decided_because', '').splitlines())}")
     return [line for line in lines if line]
+
+
+def _decisions(version: "Version") -> list[tuple[datetime, list[str]]]:
+    """Tell each decision of the gate on a version, with its time."""
+    from sevenfold.registry.versions import DECIDED
+
+    found = []
+    for decision in (json.loads(text) for tag, text in sorted(version.tags.items()) if tag.startswith(DECIDED)):
+        because = "; ".join(decision["decided_because"].splitlines())
+        line = f"gate on version {version.number}: {decision['decision']}: {because}"
+        found.append((datetime.fromisoformat(decision["decided_at"]), [line]))
+    return found
 
 
 def _told(move: "Move") -> list[str]:

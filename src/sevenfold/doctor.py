@@ -17,7 +17,7 @@ from urllib.parse import quote, urlsplit
 import filelock
 
 from sevenfold import files
-from sevenfold.workspace import Workspace
+from sevenfold.workspace import Workspace, holder
 
 Status = Literal["ok", "warning", "error"]
 ORDER: tuple[Status, ...] = ("ok", "warning", "error")
@@ -218,12 +218,12 @@ def _database(workspace: Workspace) -> list[Finding]:
 def _locks(workspace: Workspace) -> list[Finding]:
     """Try each lock. A held one is no fault, but what somebody may be waiting for."""
     held = []
-    for path in sorted(workspace.locks.glob("*.lock")):
+    for path in sorted([*workspace.locks.glob("*.lock"), *workspace.database.parent.glob("*.lock")]):
         try:
-            with workspace.lock(path.stem, timeout=0):
+            with filelock.FileLock(path, timeout=0):
                 pass
         except filelock.Timeout:
-            by = _holder(path)
+            by = holder(path)
             remedy = "wait for it, or end that process; the lock goes with it"
             held.append(Finding("locks", "warning", f"{path.stem!r} is held by {by}", remedy))
         except OSError as error:
@@ -231,23 +231,6 @@ def _locks(workspace: Workspace) -> list[Finding]:
                 Finding("locks", "error", f"{path} cannot be opened ({error.strerror})", "mend its permissions")
             )
     return held or [Finding("locks", "ok", "all free")]
-
-
-def _holder(path: Path) -> str:
-    """Name the process that holds a lock, as far as the kernel tells."""
-    try:
-        inode = str(path.stat().st_ino)
-        # 1: FLOCK ADVISORY WRITE 4242 08:01:131 0 EOF; a "->" in second place is somebody who waits.
-        entries = [line.split() for line in Path("/proc/locks").read_text(encoding="utf-8").splitlines()]
-        for pid in (e[4] for e in entries if e[1] == "FLOCK" and e[5].rsplit(":", 1)[-1] == inode):
-            process = Path("/proc", pid)
-            # An inode is a file's own on one file system only: who is named must have this very file open.
-            if any(handle.resolve() == path.resolve() for handle in (process / "fd").iterdir()):
-                command = (process / "cmdline").read_text(encoding="utf-8", errors="replace").replace("\0", " ").strip()
-                return f"process {pid} ({command[:80]})"
-    except (OSError, IndexError):
-        pass  # no such list on this system, or not for us to see
-    return "another process"
 
 
 def _devices() -> Finding:

@@ -12,6 +12,9 @@ from sevenfold.params import Params
 from sevenfold.registry import promotion, tracking, versions
 from sevenfold.workspace import Workspace
 
+MOST_REASON = 2000
+"""Characters of a decision's reasons that are kept, so that they fit into a tag twice over."""
+
 LOOKS = 3
 """How often a contest is decided anew because somebody moved the champion meanwhile."""
 
@@ -202,11 +205,14 @@ def _decide_once(workspace: Workspace, settings: Params, case: _Case, version: v
         "decision": "champion" if champion is not None and champion.number == version.number else "challenger",
         "decided_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "decided_against": case.champion.label if case.champion else "none",
-        "decided_because": "\n".join(" ".join(reason.split()) for reason in choice.reasons)[: promotion.LONGEST_TAG],
+        "decided_because": "\n".join(" ".join(reason.split()) for reason in choice.reasons)[:MOST_REASON],
         "decided_by": json.dumps(asdict(case.rule)),
         "decided_on": _basis(workspace, case, champion),
     }
-    versions.annotate(workspace, version, publication.verdict(case.contest) | decision)
+    told = {name: decision[name] for name in ("decision", "decided_at", "decided_against", "decided_because")}
+    number = 1 + sum(tag.startswith(versions.DECIDED) for tag in versions.reread(workspace, version).tags)
+    journal = {f"{versions.DECIDED}{number:04d}": json.dumps(told, ensure_ascii=False)}
+    versions.annotate(workspace, version, publication.verdict(case.contest) | journal | decision)
     return choice
 
 

@@ -25,8 +25,8 @@ def trace(workspace: Workspace, asked: str) -> dict[str, Any]:
         `asked`; `output` (path, digest, state) and `job` (the receipt), None where a model was asked for; `model` (label,
         aliases, digest, tags that say how it was judged and moved), `run`, `code` (commit, dirty, patch, here), `data`
         (raw and prepared digests, verdict), `params` and `lock_digest`, `environment`; all None where the job's model is
-        not registered; `jobs`: each receipt with its `state`, newest first. A state is "unchanged", "changed" or
-        "missing".
+        not registered any more; `pruned` (label, run, published, at), if it was removed by `sevenfold prune`; `jobs`: each
+        receipt with its `state`, newest first. A state is "unchanged", "changed" or "missing".
 
     Raises:
         LookupError: there is no such model, or the output is of no job that is known.
@@ -49,8 +49,14 @@ def trace(workspace: Workspace, asked: str) -> dict[str, Any]:
         "job": None if job is None else job.to_json(),
         "digest": digest,
         **(nothing if version is None else _origin(workspace, version)),
+        "pruned": _pruned(workspace, digest) if version is None else None,
         "jobs": [receipt.to_json() | {"state": state(receipt)} for receipt in used],
     }
+
+
+def _pruned(workspace: Workspace, digest: str) -> dict[str, str] | None:
+    found = versions.pruned(workspace, digest)
+    return None if found is None else {"label": found[0], **found[1]}
 
 
 def state(receipt: Receipt) -> str:
@@ -88,9 +94,10 @@ def _job(workspace: Workspace, asked: str) -> tuple[Receipt | None, dict[str, st
 
 
 def _read(path: Path) -> Receipt:
-    found = files.read_json(path, remedy="name the receipt that lies beside a job's output")
     try:
-        return Receipt.from_json(found)
+        return Receipt.from_json(files.parse_json(path))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path} does not exist; name the receipt that lies beside a job's output") from None
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{path} is no receipt of this version's jobs ({error}); run the job again to get one"
@@ -181,9 +188,14 @@ def text(story: dict[str, Any]) -> str:
             ("run", job["run_id"] or "none: the tracking store was away"),
         )
     if story["model"] is None:
-        section(
-            "Model", ("digest", story["digest"]), ("note", "it is not registered here; its story ends with its digest")
-        )
+        gone = story["pruned"]
+        note = "it is not registered here; its story ends with its digest"
+        if gone is not None:
+            note = (
+                f"it was {gone['label']} ({gone['candidate']}), published {gone['published'][:10]} and pruned {gone['at'][:10]}; "
+                f"its run {gone['run']} is still there, with numbers, params and provenance"
+            )
+        section("Model", ("digest", story["digest"]), ("note", note))
     else:
         _tell(story, section)
     used = story["jobs"]

@@ -1,5 +1,6 @@
 """Where a result comes from: the code's commit and what differs from it, params.yaml, dvc.lock, and the environment."""
 
+import fnmatch
 import functools
 import os
 import platform
@@ -10,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from sevenfold import files, params
@@ -153,23 +154,53 @@ def _git(folder: Path, *arguments: str, **variables: str) -> bytes | None:
 
 
 def _patch(folder: Path) -> tuple[bytes | None, str]:
-    """Return all that differs from the commit, in the whole repository, or why it is not kept."""
+    """Return all that differs from the commit in files that git knows, with new sources, or why it is not kept."""
     top = _git(folder, "rev-parse", "--show-toplevel")
     if top is None:
         return None, "git names no working tree"
     root = Path(os.fsdecode(top.rstrip(b"\n")))
     listed = _git(root, "ls-files", "-z", "--others", "--exclude-standard") or b""
-    others = [root / os.fsdecode(name) for name in listed.split(b"\0") if name]
-    size = sum(path.lstat().st_size for path in others if path.is_symlink() or path.is_file())
+    place = folder.resolve().relative_to(root.resolve()).as_posix()
+    others = [name for name in map(os.fsdecode, listed.split(b"\0")) if name and _is_source(name, place)]
+    size = sum(path.lstat().st_size for path in (root / name for name in others) if path.is_symlink() or path.is_file())
     if size > MOST_PATCH:  # before git reads them
         return None, _too_large(size)
     with _scratch_index(root) as variables:
-        if _git(root, "add", "--all", **variables) is None:
+        # Files of all names, whatever they look like to git.
+        added = not others or _git(root, "--literal-pathspecs", "add", "--", *others, **variables) is not None
+        if _git(root, "add", "--update", **variables) is None or not added:
             return None, "git cannot read every file that differs"
-        patch = _git(root, "diff", "--cached", "--binary", "--no-color", "--no-ext-diff", "HEAD", **variables)
+        # In the form that `git apply` takes, whatever the user's own settings are.
+        plain = ("--binary", "--no-color", "--no-ext-diff", "--no-textconv", "--src-prefix=a/", "--dst-prefix=b/")
+        patch = _git(root, "diff", "--cached", *plain, "HEAD", **variables)
     if patch is None:
         return None, "git cannot say what differs"
     return (patch, "") if len(patch) <= MOST_PATCH else (None, _too_large(len(patch)))
+
+
+def _is_source(name: str, place: str) -> bool:
+    """Say whether a file that git does not know can have a part in a result.
+
+    Others are the user's own, may be secret, and do not go into a store that is shared.
+
+    Args:
+        name: of the file, from the top of the repository.
+        place: of the workspace, from there; "." where it is the top.
+    """
+    path = PurePosixPath(name)
+    if place != ".":
+        if not path.is_relative_to(place):
+            return False
+        path = path.relative_to(place)
+    if any(fnmatch.fnmatch(part.lower(), pattern) for part in path.parts for pattern in _SECRET):
+        return False
+    return path.suffix == ".dvc" or path.parts[0] in _SOURCES or path.parts[:2] == ("data", "expectations")
+
+
+_SOURCES = frozenset(
+    {"src", "flows", "params", "params.yaml", "dvc.yaml", "dvc.lock", "pyproject.toml", "constraints.txt"}
+)
+_SECRET = (".env*", "*.pem", "*.key", "*credential*", "*secret*", "*password*", "id_*")
 
 
 def _too_large(size: int) -> str:

@@ -271,7 +271,9 @@ def _recorded(workspace: Workspace, version: Version, trained: Version) -> dict[
     raw = origins.of(workspace, trained).params.get("dataset.path", "")
     weights = versions.bundle_folder(workspace, version) / "model.safetensors"
     found = (provenance.locked(lock).get(raw) if lock else None, trained.tags.get("data_digest"))
-    return dict(zip(PARTS, (*found, files.digest(weights), trained.digest), strict=True))
+    # Where the version whose threshold was moved is gone, nobody knows the bundle that a stage made.
+    bundle = None if "moved_from" in trained.tags else trained.digest
+    return dict(zip(PARTS, (*found, files.digest(weights), bundle), strict=True))
 
 
 def _rebuilt(place: Workspace, trained: Version) -> dict[str, str]:

@@ -214,3 +214,20 @@ def find(start: Path | None = None) -> Workspace:
         f"no workspace at {origin} or above it: expected a folder with params.yaml and dvc.yaml; "
         "change to the project's folder or set SEVENFOLD_WORKSPACE"
     )
+
+
+def holder(path: Path) -> str:
+    """Name the process that holds a lock, as far as the kernel tells."""
+    try:
+        inode = str(path.stat().st_ino)
+        # 1: FLOCK ADVISORY WRITE 4242 08:01:131 0 EOF; a "->" in second place is somebody who waits.
+        entries = [line.split() for line in Path("/proc/locks").read_text(encoding="utf-8").splitlines()]
+        for pid in (e[4] for e in entries if e[1] == "FLOCK" and e[5].rsplit(":", 1)[-1] == inode):
+            process = Path("/proc", pid)
+            # An inode is a file's own on one file system only: who is named must have this very file open.
+            if any(handle.resolve() == path.resolve() for handle in (process / "fd").iterdir()):
+                command = " ".join((process / "cmdline").read_text("utf-8", "replace").replace("\0", " ").split())
+                return f"process {pid} ({command[:80]})"
+    except (OSError, IndexError):
+        pass  # no such list on this system, or not for us to see
+    return "another process"

@@ -102,7 +102,10 @@ def promote(
         BundleError: the version does not stand up to `verification.verify`.
         ConflictError: another one is champion than the one it was decided against.
         LockedError: somebody else moves the alias for minutes.
+        ValueError: a person gives no reason.
     """
+    if by_hand and not "".join(reasons).strip():
+        raise ValueError(f"a promotion by hand needs a reason, which stays with {version.label}; got none")
     how: How = "hand" if by_hand else "run"
     return _move(workspace, version, "promotion", how, "; ".join(reasons), numbers or {}, against)
 
@@ -145,16 +148,19 @@ def previous(workspace: Workspace, name: str) -> Version | None:
     """Return the version that `rollback` would go back to, or None."""
     present = versions.champion(workspace, name)
     there = {version.number: version for version in versions.every(workspace, name)}
-    if present is None or not there:
-        return None
     line = _line(history(workspace, name))
-    if line and line[-1] == present.number:
-        line = line[:-1]
-    return next((there[number] for number in reversed(line) if number in there and number != present.number), None)
+    now = (
+        present.number if present is not None else None
+    )  # where somebody took the alias away, the last one is the way back
+    return next((there[number] for number in reversed(line) if number in there and number != now), None)
 
 
 def _line(moves: Sequence[Move]) -> list[int]:
-    """Return the champions that led to the last one; a rollback takes off what came after the one it goes back to."""
+    """Return the champions that led to the last one, which is the last of them.
+
+    A rollback takes off what came after the one it goes back to, and the one that it leaves wherever that stands: somebody
+    found that one bad, and rolling back further must not return to it.
+    """
     line: list[int] = []
     for move in moves:
         if not move.effect:
@@ -162,6 +168,8 @@ def _line(moves: Sequence[Move]) -> list[int]:
         if move.what == "rollback" and move.to in line:
             while line[-1] != move.to:
                 line.pop()
+            kept = [number for number in line if number != move.before or number == move.to]
+            line = [number for i, number in enumerate(kept) if i == 0 or kept[i - 1] != number]
         elif not line or line[-1] != move.to:
             line.append(move.to)
     return line
@@ -171,15 +179,29 @@ def history(workspace: Workspace, name: str) -> list[Move]:
     """Return every move of a registered model's champion in order of time; none where there is no such model.
 
     One that is "begun" is under way, or was broken off: then it took effect if the alias is where it was to go.
+
+    Raises:
+        RuntimeError: somebody edited the journal so that it cannot be read.
     """
     found = versions.registered(workspace, name)
     if found is None:
         return []
-    moves = [Move.from_json(json.loads(v)) for key, v in sorted(found.tags.items()) if key.startswith("move.")]
+    moves = [_entry(name, key, text) for key, text in found.tags.items() if key.startswith("move.")]
     moves.sort(key=lambda move: move.number)
     if moves and moves[-1].state == "begun":
         moves[-1] = replace(moves[-1], effect=int(found.aliases.get(CHAMPION, 0)) == moves[-1].to)
     return moves
+
+
+def _entry(name: str, key: str, text: str) -> Move:
+    try:
+        return Move.from_json(json.loads(text))
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        # Not skipped: what a rollback goes back to hangs on every entry.
+        raise RuntimeError(
+            f"tag {key!r} of {name} is no entry of the journal ({type(error).__name__}: {error}); somebody edited it, or a "
+            "newer sevenfold wrote it; remove the tag on the model's page in MLflow, or use that sevenfold"
+        ) from None
 
 
 def displaced_by_hand(workspace: Workspace, version: Version) -> Move | None:
@@ -226,24 +248,21 @@ def _move(
             state="begun",
             effect=None,
         )
-        story = {
-            "promoted_at": move.at.isoformat(timespec="seconds"),
-            "promoted_by": move.by,
-            "promoted_how": {"run": "by a run", "hand": "by hand"}[how]
-            + (", rolled back" if what == "rollback" else ""),
-            "promoted_over": before.label if before else "none",
-            "promoted_because": move.why[:LONGEST_TAG],
-            "promoted_numbers": json.dumps(dict(numbers))[:LONGEST_TAG],
-        }
+        story = _story(version.name, move)
         _write(workspace, version.name, move)
+        alias_is_ours = False
         try:
             versions.annotate(workspace, version, story)
+            now = versions.champion(workspace, version.name)  # by means that know no lock, such as MLflow's pages
+            if (now.number if now else None) != move.before:
+                raise ConflictError(_conflict(version, move.before, now, moves))
             client.set_registered_model_alias(version.name, CHAMPION, str(version.number))
+            alias_is_ours = True
             verification.verify(workspace, version, alias=CHAMPION)
         except BaseException:
-            if before is None:
+            if alias_is_ours and before is None:
                 client.delete_registered_model_alias(version.name, CHAMPION)
-            else:
+            elif alias_is_ours and before is not None:
                 client.set_registered_model_alias(version.name, CHAMPION, str(before.number))
             for key in story.keys() - tags.keys():
                 client.delete_model_version_tag(version.name, str(version.number), key)
@@ -253,6 +272,19 @@ def _move(
         _write(workspace, version.name, replace(move, state="done", effect=True))
         _tidy(workspace, version, before, move)
         return versions.reread(workspace, version)
+
+
+def _story(name: str, move: Move) -> dict[str, str]:
+    """Return what a version's page tells of the move that made it champion."""
+    back = ", rolled back" if move.what == "rollback" else ""
+    return {
+        "promoted_at": move.at.isoformat(timespec="seconds"),
+        "promoted_by": move.by,
+        "promoted_how": {"run": "by a run", "hand": "by hand"}[move.how] + back,
+        "promoted_over": f"{name}/{move.before}" if move.before is not None else "none",
+        "promoted_because": move.why[:LONGEST_TAG],
+        "promoted_numbers": json.dumps(dict(move.numbers))[:LONGEST_TAG],
+    }
 
 
 def _tidy(workspace: Workspace, version: Version, before: Version | None, move: Move) -> None:
@@ -270,12 +302,32 @@ def _tidy(workspace: Workspace, version: Version, before: Version | None, move: 
 
 
 def _settled(workspace: Workspace, name: str) -> list[Move]:
-    """Return the journal, after closing a last entry that was broken off. Only for who holds the lock."""
+    """Return the journal, after closing a last entry that was broken off, and mending what it left half-told on pages.
+
+    Only for who holds the lock.
+    """
     moves = history(workspace, name)
     if moves and moves[-1].state == "begun":
         moves[-1] = replace(moves[-1], state="interrupted")
-        _write(workspace, name, moves[-1])
+        there = {version.number: version for version in versions.every(workspace, name)}
+        to, before = there.get(moves[-1].to), there.get(moves[-1].before or 0)
+        if to is not None and moves[-1].effect:
+            _tidy(workspace, to, before, moves[-1])
+        elif to is not None:
+            _retell(workspace, to, moves)
+        _write(workspace, name, moves[-1])  # last, so that what is killed before is done again
     return moves
+
+
+def _retell(workspace: Workspace, version: Version, moves: Sequence[Move]) -> None:
+    """Let a version's page tell of the last move that made it champion, or of none."""
+    last = next((move for move in reversed(moves) if move.effect and move.to == version.number), None)
+    if last is not None:
+        versions.annotate(workspace, version, _story(version.name, last))
+        return
+    for key in versions.reread(workspace, version).tags:
+        if key.startswith("promoted_"):
+            tracking.client(workspace).delete_model_version_tag(version.name, str(version.number), key)
 
 
 def _write(workspace: Workspace, name: str, move: Move) -> None:

@@ -1,8 +1,8 @@
 """What may go: versions that nobody uses any more, and files in the artifact store that nothing leads to."""
 
 import shutil
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence, Set
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -80,16 +80,30 @@ def plan(workspace: Workspace, *, days: float, name: str | None = None, now: dat
     if not days >= 0:
         raise ValueError(f"days is {days:g}; expected 0 or more")
     now = now or datetime.now(UTC)
-    found = versions.every(workspace, name)
+    # Of others who share the store nothing is touched.
+    found = [version for version in versions.every(workspace, name) if version.digest and "code_digest" in version.tags]
     if name is not None and not found:
         raise LookupError(f"no model {name!r}; `sevenfold models` lists those there are")
     client = tracking.client(workspace)
     entries = []
     for model in sorted({version.name for version in found}):
         before = promotion.previous(workspace, model)
-        for version in (v for v in found if v.name == model):
-            entries.append(_entry(workspace, client, version, before, now - timedelta(days=days)))
-    return Plan(days, tuple(entries), tuple(_orphans(workspace, client, now)) if name is None else ())
+        own = [v for v in found if v.name == model]
+        entries += _with_origins([_entry(workspace, client, v, before, now - timedelta(days=days)) for v in own])
+    ours = {version.name for version in found}
+    return Plan(days, tuple(entries), tuple(_orphans(workspace, client, ours, now)) if name is None else ())
+
+
+def _with_origins(entries: Sequence[Entry]) -> list[Entry]:
+    """Keep what a kept version was made from by moving its threshold: its story begins there."""
+    there = {entry.version.label: entry for entry in entries}
+    for entry in entries:
+        label = entry.version.label
+        while there[label].kept is not None and (origin := there[label].version.tags.get("moved_from")) in there:
+            if there[origin].kept is None:
+                there[origin] = replace(there[origin], kept=f"{label} was made from it")
+            label = origin
+    return [there[entry.version.label] for entry in entries]
 
 
 def _entry(
@@ -101,6 +115,8 @@ def _entry(
         kept = f"it is {' and '.join(version.aliases)}"
     elif previous is not None and previous.number == version.number:
         kept = "it was champion before, and `sevenfold rollback` goes back to it"
+    elif promotion.displaced_by_hand(workspace, version) is not None:
+        kept = "a person replaced it, and what stands here keeps a run from promoting it again"
     elif used and max(used) >= since:
         kept = f"a job used it on {max(used):%Y-%m-%d}"
     elif version.published >= since:
@@ -190,25 +206,27 @@ def _sizes(repository: Any, path: str | None = None) -> Iterator[int]:
             yield entry.file_size or 0
 
 
-def _orphans(workspace: Workspace, client: "MlflowClient", now: datetime) -> Iterator[Orphan]:
-    experiments = [e.experiment_id for e in _pages(client.search_experiments)]
+def _orphans(workspace: Workspace, client: "MlflowClient", ours: Set[str], now: datetime) -> Iterator[Orphan]:
+    every = list(_pages(client.search_experiments, view_type=_EVERY))
+    experiments = [e.experiment_id for e in every]
     models = list(_pages(client.search_logged_models, experiment_ids=experiments)) if experiments else []
+    own = {e.experiment_id for e in every if e.name in ours}
     wanted = {version.model for version in versions.every(workspace)}
     for model in models:
         made = datetime.fromtimestamp(model.creation_timestamp / 1000, UTC)
-        if model.model_id not in wanted and made < now - SETTLED:
+        if model.experiment_id in own and model.model_id not in wanted and made < now - SETTLED:
             size = sum(_sizes(_artifacts(model)))
             reason = f"a model that was logged on {made:%Y-%m-%d} and never became a version"
             yield Orphan(model.artifact_location, size, reason, model.model_id)
-    if not tracking.is_local(workspace):
-        return  # what else lies in a server's store is for its keeper to see
+    if not tracking.is_own(workspace):
+        return  # what else lies in a store of several is for its keeper to see
     # Deleted runs count: who deleted them may restore them.
     runs = {r.info.run_id for r in _pages(client.search_runs, experiment_ids=experiments, run_view_type=_EVERY)}
-    known = {"models"} | runs
+    known = {"models"} | runs | set(experiments)  # under its number a server puts an experiment's files
     folders = [p for p in _folders(workspace.model_artifacts) if p.name not in known]
     folders += [p for p in _folders(workspace.model_artifacts / "models") if p.name not in {m.model_id for m in models}]
     for folder in folders:
-        touched = datetime.fromtimestamp(folder.stat().st_mtime, UTC)
+        touched = datetime.fromtimestamp(max(p.lstat().st_mtime for p in (folder, *folder.rglob("*"))), UTC)
         if touched < now - SETTLED:
             size = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file() and not p.is_symlink())
             yield Orphan(str(folder), size, f"of {touched:%Y-%m-%d}; no run or model leads there")

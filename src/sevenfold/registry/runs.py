@@ -1,6 +1,7 @@
 """Runs of a contest: one for each candidate's training and each rival, below one for the pipeline run that brought them."""
 
 import hashlib
+import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 
 KEY = "result_digest"
 """The tag by which a result is logged once."""
+
+RECORDER = "recorder"
+"""The tag of a run that says which machine and workspace made it."""
 
 RECORDED = "recorded"
 """The tag of an experiment that says which results were there when it was last looked through."""
@@ -92,32 +96,40 @@ def record(
     """
     client = tracking.client(workspace)
     identifier = experiment(workspace, name)
-    there = _there(client, identifier)
+    recorder = f"{platform.node()}:{workspace.root.resolve()}"
+    there = _there(client, identifier, recorder)
     new = [entry for entry in entries if entry.key not in there]
     if new:
         parent = _begin(
-            client, identifier, pipeline_run, {"kind": "pipeline", "pipeline_run": pipeline_run}, description
+            client,
+            identifier,
+            pipeline_run,
+            {"kind": "pipeline", "pipeline_run": pipeline_run, RECORDER: recorder},
+            description,
         )
         for path in artifacts:
             client.log_artifact(parent, str(path))
         for file, text in texts.items():
             client.log_text(parent, text, file)
         for entry in new:
-            there[entry.key] = _log(client, identifier, entry, parent, pipeline_run)
+            there[entry.key] = _log(
+                client, identifier, entry, parent, {"pipeline_run": pipeline_run, RECORDER: recorder}
+            )
         client.set_terminated(parent)
     client.set_experiment_tag(identifier, RECORDED, _digest([entry.key for entry in entries]))
     return {entry.key: there[entry.key] for entry in entries}
 
 
-def _there(client: "MlflowClient", identifier: str) -> dict[str, str]:
-    """Return key -> run of every finished one; what was left unfinished is removed."""
+def _there(client: "MlflowClient", identifier: str, recorder: str) -> dict[str, str]:
+    """Return key -> run of every finished one; what this workspace left unfinished is removed, and nobody else's."""
     found: dict[str, str] = {}
     token = None
     while True:
         page = client.search_runs([identifier], filter_string="tags.kind != ''", max_results=1000, page_token=token)
         for run in page:
             if run.info.status == "RUNNING":
-                client.delete_run(run.info.run_id)
+                if run.data.tags.get(RECORDER) == recorder:
+                    client.delete_run(run.info.run_id)
             elif KEY in run.data.tags:
                 found[run.data.tags[KEY]] = run.info.run_id
         token = page.token
@@ -130,13 +142,13 @@ def _begin(client: "MlflowClient", identifier: str, name: str, tags: Mapping[str
     return str(client.create_run(identifier, tags=every, run_name=name).info.run_id)
 
 
-def _log(client: "MlflowClient", identifier: str, entry: Entry, parent: str, pipeline_run: str) -> str:
+def _log(client: "MlflowClient", identifier: str, entry: Entry, parent: str, common: Mapping[str, str]) -> str:
     from mlflow.entities import Metric, Param
 
     tags = {
         **entry.tags,
         "kind": entry.kind,
-        "pipeline_run": pipeline_run,
+        **common,
         "mlflow.parentRunId": parent,
         KEY: entry.key,
         **({} if entry.failure is None else {"failure": entry.failure[:5000]}),

@@ -65,8 +65,19 @@ def is_local(workspace: Workspace) -> bool:
 
 
 def artifact_location(workspace: Workspace) -> str | None:
-    """Return where the files of a new experiment go; None where a server decides."""
-    return None if workspace.tracking_uri.startswith(("http://", "https://")) else str(workspace.model_artifacts)
+    """Return where the files of a new experiment go; None where a server decides.
+
+    That is `SEVENFOLD_ARTIFACTS`, a folder or an address such as s3://BUCKET/PATH that all machines reach which share a
+    database, or else a folder of the workspace.
+    """
+    if workspace.tracking_uri.startswith(("http://", "https://")):
+        return None
+    return os.environ.get("SEVENFOLD_ARTIFACTS") or str(workspace.model_artifacts)
+
+
+def is_own(workspace: Workspace) -> bool:
+    """Say whether the store is the workspace's own database, so that nobody else's files lie in its folder."""
+    return workspace.tracking_uri == f"sqlite:///{workspace.database}" and not os.environ.get("SEVENFOLD_ARTIFACTS")
 
 
 def user() -> str:
@@ -93,7 +104,11 @@ def may_pass(error: object) -> bool:
         return error.error_code in {"TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED"} or "API request to" in str(
             error
         )
-    return isinstance(error, (requests.ConnectionError, requests.Timeout, ConnectionError, TimeoutError))
+    if isinstance(error, requests.HTTPError):
+        return error.response is not None and error.response.status_code >= 500
+    away = (requests.ConnectionError, requests.Timeout, ConnectionError, TimeoutError)
+    # An object store's client has errors of its own, and need not be installed.
+    return isinstance(error, away) or type(error).__module__.startswith("botocore.")
 
 
 def client(workspace: Workspace) -> "MlflowClient":

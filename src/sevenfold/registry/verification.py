@@ -2,8 +2,9 @@
 
 import os
 import re
+import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sevenfold import bundles
+from sevenfold import bundles, files
 from sevenfold.bundles import BundleError
 from sevenfold.registry import packaging, versions
 from sevenfold.registry.versions import Version
@@ -48,7 +49,10 @@ def verify(workspace: Workspace, version: Version, *, alias: str | None = None) 
                 f"{version.name}@{alias} is {found.label if found else 'nothing'}; expected {version.label}; somebody moves "
                 "the alias by other means; look at its page in MLflow"
             )
-    folder = versions.bundle_folder(workspace, version).parents[1]
+    folder = versions.bundle_folder(workspace, version, alias=alias).parents[1]
+    # What Python left beside code that it has loaded is none of what was published, and would be run in its place.
+    for cache in [path for path in folder.rglob("__pycache__") if path.is_dir() and not path.is_symlink()]:
+        shutil.rmtree(cache)
     # Of the bundle first: what is not as it was published needs no second look.
     bundles.load(folder / "artifacts" / "bundle", expected=version.digest)
     if problems := _file_problems(folder, version) or _description_problems(folder) or _answer_problems(folder):
@@ -63,9 +67,11 @@ def _file_problems(folder: Path, version: Version) -> list[str]:
         name = path.relative_to(folder).as_posix()
         if path.is_symlink():
             problems.append(f"{name} is a link; expected a plain file")
-        elif path.is_file() and "__pycache__" not in path.parts:  # which Python leaves beside code that it has loaded
+        elif path.is_file():
             if not _ALLOWED.fullmatch(name):
                 problems.append(f"{name} does not belong there")
+            elif path.suffix != ".safetensors" and path.stat().st_size > files.MOST_JSON:
+                problems.append(f"{name} has {path.stat().st_size:,} bytes; expected at most {files.MOST_JSON:,}")
             elif path.suffix != ".safetensors" and _first_byte(path) == b"\x80":  # theirs is of the header's size
                 problems.append(f"{name} is a pickle; expected text or tensors")
     package = folder / "code" / "sevenfold"
@@ -93,12 +99,15 @@ def _description_problems(folder: Path) -> list[str]:
     if path.stat().st_size > MOST_MODEL:
         return [f"MLmodel has {path.stat().st_size:,} bytes; expected at most {MOST_MODEL:,}"]
     try:
-        flavors = Model.load(str(path)).flavors
+        model = Model.load(str(path))
+        flavors = model.flavors
         function = flavors["python_function"]
         parts = function["artifacts"]
         paths = {f"artifact {name}": str(part["path"]) for name, part in parts.items()} | {
             "code": str(function["code"])
         }
+        example = model.saved_input_example_info or {}
+        paths["its example"] = str(example.get("artifact_path", "none"))
         code, loader = PurePosixPath(str(function["model_code_path"])).name, function["loader_module"]
     except Exception as error:  # whatever YAML that is none makes a library say
         return [f"MLmodel cannot be read ({_said(error)})"]
@@ -109,7 +118,7 @@ def _description_problems(folder: Path) -> list[str]:
         problems.append(f"MLmodel names {', '.join(unknown)}, which may be a pickle")
     if code != "served_model.py":
         problems.append(f"MLmodel runs {code}; expected served_model.py")
-    wanted = {"artifact bundle": "artifacts/bundle", "code": "code"}
+    wanted = {"artifact bundle": "artifacts/bundle", "code": "code", "its example": "input_example.json"}
     problems += [
         f"MLmodel has {name} at {where!r}; expected {wanted.get(name, 'none')!r}"
         for name, where in paths.items()
@@ -142,6 +151,8 @@ def _answer_problems(folder: Path) -> list[str]:
             problems.append(
                 f"its answer has the columns {', '.join(columns)}; its signature has {', '.join(wanted.input_names())}"
             )
+        elif wanted is not None:
+            problems += _type_problems(columns, wanted)
     else:
         columns = {"answer": np.asarray(answer)}
         if wanted is not None:
@@ -158,6 +169,18 @@ def _said(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
 
 
+def _type_problems(columns: Mapping[str, np.ndarray], wanted: Any) -> list[str]:
+    """Return which columns are not of the signature's type; text and what may be anything fits."""
+    problems = []
+    for spec in wanted.inputs:
+        got, promised = columns[spec.name].dtype, getattr(spec.type, "to_numpy", lambda: np.dtype(object))()
+        # A whole number is "long" in a signature, of however many bits it is.
+        fits = {"i": got.kind in "iu", "b": got.kind == "b", "f": got == promised}.get(promised.kind, True)
+        if not fits:
+            problems.append(f"its answer has {got} in {spec.name}; its signature has {promised}")
+    return problems
+
+
 def _shape_problems(answer: np.ndarray, wanted: Any) -> list[str]:
     if not wanted.is_tensor_spec():
         return ["its answer is an array; its signature has columns"]
@@ -172,12 +195,14 @@ def _shape_problems(answer: np.ndarray, wanted: Any) -> list[str]:
 
 @contextmanager
 def _path_kept() -> Iterator[None]:
-    """MLflow puts a model's code in front of everything else, for good."""
-    before = list(sys.path)
+    """Keep MLflow from putting a model's code in front of everything else for good, and Python from writing beside it."""
+    before, writes = list(sys.path), sys.dont_write_bytecode
+    sys.dont_write_bytecode = True
     try:
         yield
     finally:
         sys.path[:] = before
+        sys.dont_write_bytecode = writes
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Versions of registered models: published once per digest, listed, found, and fetched to this machine."""
 
+import json
 import re
 import tempfile
 import warnings
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import RegisteredModel
 
 CHAMPION, CHALLENGER = "champion", "challenger"
+
+DECIDED = "decided."
+"""How the tags begin that keep each decision of the gate on a version, `decided.0001`, ..., as JSON."""
 
 CARD = "card.md"
 """With each version's run lies its card, as its page shows it."""
@@ -184,7 +188,11 @@ def republish(
         if not name.startswith(_JUDGED):
             curves[name] = {point.step: point.value for point in client.get_metric_history(version.run_id, name)}
     there = client.list_artifacts(version.run_id)
-    story = {n: v for n, v in version.tags.items() if not n.startswith(("decided_", "decision", "promoted_"))}
+    story = {
+        n: v
+        for n, v in version.tags.items()
+        if not n.startswith(("decided_", DECIDED, "decision", "promoted_", "replaced_"))
+    }
     copies = {f.path: artifact(workspace, version, f.path) for f in there}
     folders = {f.path for f in there if f.is_dir}
     said = client.get_model_version(version.name, str(version.number)).description or ""
@@ -248,6 +256,15 @@ def find(workspace: Workspace, name: str, digest: str) -> Version | None:
 def registered(workspace: Workspace, name: str) -> "RegisteredModel | None":
     """Return MLflow's registered model of this name, with its tags and aliases, or None."""
     return next(iter(_registered(tracking.client(workspace), name)), None)
+
+
+def pruned(workspace: Workspace, digest: str) -> tuple[str, dict[str, str]] | None:
+    """Return what a version of this digest that was pruned was called, and what was kept of it; None where none was."""
+    for model in _registered(tracking.client(workspace), None):
+        for tag, text in model.tags.items():
+            if tag.startswith("pruned.") and digest in text:
+                return f"{model.name}/{tag.removeprefix('pruned.')}", dict(json.loads(text))
+    return None
 
 
 def unknown(workspace: Workspace, name: str) -> str:
@@ -345,14 +362,25 @@ def annotate(workspace: Workspace, version: Version, tags: Mapping[str, str]) ->
         client.set_model_version_tag(version.name, str(version.number), key, value)
 
 
-def bundle_folder(workspace: Workspace, version: Version) -> Path:
-    """Return the version's bundle on this machine, fetched from the artifact store where it lies elsewhere."""
+def bundle_folder(workspace: Workspace, version: Version, *, alias: str | None = None) -> Path:
+    """Return the version's bundle on this machine, fetched from the artifact store where it lies elsewhere.
+
+    Args:
+        alias: of the version, to reach it by as a batch job does; by default its number.
+
+    Raises:
+        BundleError: its files are not there any more. Trouble on the way to them, which may pass, is raised as it comes:
+            who takes it for a loss would publish twice, or replace a champion that could not defend itself.
+    """
     import mlflow
 
     tracking.client(workspace)
+    where = f"{version.name}@{alias}" if alias is not None else f"{version.name}/{version.number}"
     try:
-        folder = Path(mlflow.artifacts.download_artifacts(f"models:/{version.name}/{version.number}"))
+        folder = Path(mlflow.artifacts.download_artifacts(f"models:/{where}"))
     except (mlflow.exceptions.MlflowException, OSError) as error:
+        if tracking.may_pass(error):
+            raise
         raise BundleError(
             f"the artifacts of {version.label} cannot be fetched ({error}); "
             "if the workspace was moved, run `sevenfold doctor`; else publish it again with `sevenfold run`"
@@ -361,13 +389,18 @@ def bundle_folder(workspace: Workspace, version: Version) -> Path:
 
 
 def artifact(workspace: Workspace, version: Version, name: str) -> Path | None:
-    """Return a file that was logged with the version's run, fetched to this machine; None where there is none."""
+    """Return a file that was logged with the version's run, fetched to this machine; None where there is none.
+
+    Trouble on the way to it, which may pass, is raised as it comes.
+    """
     import mlflow
 
     tracking.client(workspace)
     try:
         return Path(mlflow.artifacts.download_artifacts(run_id=version.run_id, artifact_path=name))
-    except (mlflow.exceptions.MlflowException, OSError):
+    except (mlflow.exceptions.MlflowException, OSError) as error:
+        if tracking.may_pass(error):
+            raise
         return None
 
 
