@@ -275,6 +275,7 @@ def killed(place, moment):
     assert done.returncode == -signal.SIGKILL, done.stderr
 
 
+@pytest.mark.slow  # a process for each
 @pytest.mark.parametrize("moment", ["before tags", "after tags", "after alias", "during verification"])
 def test_a_killed_promotion_leaves_a_champion_that_loads_and_a_story_that_is_true(place, contest, moment, capsys):
     promotion.promote(place, contest[0], reasons=["sound"])

@@ -96,6 +96,7 @@ def every_kind():
         yield variant, Bundle(spec, spec.build(), samples.dataset(kind).schema, "reduction", reduction, origin)
 
 
+@pytest.mark.slow  # a process that imports everything anew
 def test_the_requirements_are_all_that_any_application_or_variant_imports(tmp_path):
     groups = {}
     for _, bundle in every_kind():
@@ -111,6 +112,7 @@ def test_the_requirements_are_all_that_any_application_or_variant_imports(tmp_pa
         assert done.stdout == "fine\n", (requirements, done.stderr[-2000:])
 
 
+@pytest.mark.slow  # a process that imports everything anew
 def test_the_blocker_would_see_a_requirement_that_is_missing(tmp_path):
     bundle = next(bundle for name, bundle in every_kind() if name == "compression")
     names = json.dumps(sorted(lacking(r for r in packaging.requirements(bundle) if "constriction" not in r)))
