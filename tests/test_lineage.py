@@ -37,7 +37,7 @@ def publish(place, seed, tags):
 @pytest.fixture(scope="module")
 def version(place):
     made = publish(place, 0, {"git_commit": "c" * 40, "git_dirty": "true", "lock_digest": "l" * 64})
-    provenance.write(place, place.root / "kept")
+    provenance.write(place, place.root / "kept", provenance.collect(place))
     (place.root / "kept" / "uncommitted.patch").write_text("a patch")
     client = tracking.client(place)
     client.log_artifacts(made.run_id, str(place.root / "kept"), "provenance")

@@ -50,7 +50,7 @@ def change(place):
 def test_a_clean_workspace_has_a_commit_and_no_patch(place, tmp_path):
     found = provenance.collect(place)
     assert (found.commit, found.dirty, found.patch) == (git(place.root, "rev-parse", "HEAD").strip(), False, None)
-    assert {p.name for p in provenance.write(place, tmp_path / "kept")} == {
+    assert {p.name for p in provenance.write(place, tmp_path / "kept", provenance.collect(place))} == {
         "params.yaml",
         "dvc.lock",
         "environment.json",
@@ -66,7 +66,7 @@ def test_the_patch_makes_sources_again_without_secrets_or_other_files_of_the_use
     git(place.root, "config", setting, "always" if setting == "color.ui" else "true")
     git(place.root, "add", "code.py")
     before = git(place.root, "status", "--porcelain"), git(place.root, "count-objects")
-    files = provenance.write(place, tmp_path / "kept")
+    files = provenance.write(place, tmp_path / "kept", provenance.collect(place))
     assert (git(place.root, "status", "--porcelain"), git(place.root, "count-objects")) == before
     assert tmp_path / "kept" / "uncommitted.patch" in files
     assert b"hunter2" not in (tmp_path / "kept" / "uncommitted.patch").read_bytes()
@@ -83,7 +83,9 @@ def test_a_patch_that_is_too_large_is_not_kept_and_the_tags_say_so(place, tmp_pa
     assert found.dirty
     assert found.patch is None
     assert "were not kept; at most 100 are" in found.tags()["git_patch"]
-    assert not any(p.name == "uncommitted.patch" for p in provenance.write(place, tmp_path / "kept"))
+    assert not any(
+        p.name == "uncommitted.patch" for p in provenance.write(place, tmp_path / "kept", provenance.collect(place))
+    )
 
 
 def test_outside_git_there_is_no_commit(tmp_path, monkeypatch):
@@ -94,7 +96,7 @@ def test_outside_git_there_is_no_commit(tmp_path, monkeypatch):
 
 
 def test_the_environment_names_packages_machine_and_threads(place, tmp_path):
-    provenance.write(place, tmp_path)
+    provenance.write(place, tmp_path, provenance.collect(place))
     told = json.loads(Path(tmp_path / "environment.json").read_text())
     assert told["packages"]["numpy"] == metadata.version("numpy")
     assert told["threads"] == 1

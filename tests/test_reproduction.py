@@ -83,7 +83,7 @@ with place.settled():
     version = versions.every(place, "wdbc-anomaly")[-1]
     # As publishing does, for a version that was published without.
     if "lock_digest" not in version.tags:
-        provenance.write(place, place.private / "kept")
+        provenance.write(place, place.private / "kept", provenance.collect(place))
         tracking.client(place).log_artifacts(version.run_id, str(place.private / "kept"), "provenance")
         versions.annotate(place, version, provenance.collect(place).tags())
 """

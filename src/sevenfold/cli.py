@@ -156,9 +156,6 @@ def _parser() -> argparse.ArgumentParser:
     promote.add_argument("name", metavar="NAME", help="a registered model")
     promote.add_argument("version", metavar="VERSION", type=int, help="the number of one of its versions")
     promote.add_argument("--reason", metavar="TEXT", required=True, help="why; it stays with the version")
-    promote.add_argument(
-        "--dry-run", action="store_true", help="verify the version, say what would change, change nothing"
-    )
 
     back = add(
         "rollback",
@@ -168,9 +165,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     back.add_argument("name", metavar="NAME", help="a registered model")
     back.add_argument("--reason", metavar="TEXT", default="rolled back, no reason given", help="why")
-    back.add_argument(
-        "--dry-run", action="store_true", help="verify the version, say what would change, change nothing"
-    )
+    for move in (promote, back):
+        dry_help = "verify the version, say what would change, change nothing"
+        move.add_argument("--dry-run", action="store_true", help=dry_help)
 
     story = add(
         "history",

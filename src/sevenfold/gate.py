@@ -123,13 +123,8 @@ def _floors(standing: Standing, rule: Rule) -> Judged:
     passed, failed = [], []
     if not math.isfinite(standing.test):
         failed.append(f"its score on test is {standing.test}")
-    if rule.floor is not None:
-        if not standing.test >= rule.floor:
-            failed.append(f"its score on test, {standing.test:.4f}, is below the floor of {rule.floor:g}")
-        else:
-            passed.append(f"its score on test, {standing.test:.4f}, reaches the floor of {rule.floor:g}")
-    for name, floor in rule.floors.items():
-        value = standing.metrics.get(name)
+    floors = [] if rule.floor is None else [("score", standing.test, rule.floor)]
+    for name, value, floor in [*floors, *((n, standing.metrics.get(n), f) for n, f in rule.floors.items())]:
         if value is None:
             there = ", ".join(standing.metrics) or "none"
             failed.append(f"it has no metric {name}, for which there is a floor; there are: {there}")

@@ -65,9 +65,8 @@ def collect(workspace: Workspace) -> Provenance:
     )
 
 
-def write(workspace: Workspace, folder: Path) -> list[Path]:
+def write(workspace: Workspace, folder: Path, found: Provenance) -> list[Path]:
     """Write params.yaml, dvc.lock, environment.json and uncommitted.patch, those that there are, and return them."""
-    found = collect(workspace)
     folder.mkdir(parents=True, exist_ok=True)
     for name in (PARAMS, LOCK):
         if (workspace.root / name).is_file():

@@ -143,7 +143,7 @@ def publish(
         provenance={"data": loaded.origin["data_digest"], **origin.tags()},
     )
     text = card.markdown(facts)
-    with _explained(workspace, data, contest, text) as (kept, folders):
+    with _explained(workspace, data, contest, text, origin) as (kept, folders):
         return versions.publish(
             workspace,
             contest.name,
@@ -243,7 +243,7 @@ def _divided(
 
 @contextmanager
 def _explained(
-    workspace: Workspace, data: Dataset, contest: evaluation.Contest, text: str
+    workspace: Workspace, data: Dataset, contest: evaluation.Contest, text: str, origin: provenance.Provenance
 ) -> Iterator[tuple[list[Path], dict[str, Path]]]:
     """Give files and folders that explain a version: its card, the contest, what it has seen, provenance, pictures."""
     assert contest.chosen is not None
@@ -257,7 +257,7 @@ def _explained(
         if prints:
             np.save(place / SEEN, np.unique(np.concatenate(prints)), allow_pickle=False)
             kept.append(place / SEEN)
-        provenance.write(workspace, place / origins.PROVENANCE)
+        provenance.write(workspace, place / origins.PROVENANCE, origin)
         folders = {origins.PROVENANCE: place / origins.PROVENANCE}
         pictures = workspace.evaluation(contest.chosen) / contest.application / "pictures"
         if pictures.is_dir() and any(pictures.iterdir()):
