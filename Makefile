@@ -5,7 +5,7 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install run ui test test-fast test-slow lint format numbers constraints clean
+.PHONY: help install run ui up down test test-fast test-slow lint format audit numbers constraints clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -26,6 +26,12 @@ run: $(INSTALLED) ## train what is stale, elect champions, run a batch job, prin
 ui: $(INSTALLED) ## serve MLflow's and Prefect's pages on this machine until Ctrl-C
 	@$(BIN)/python -m flows.pages
 
+up: $(INSTALLED) ## start a Prefect server, its worker and an MLflow server that stay, with the schedules of prefect.yaml
+	@$(BIN)/python -m flows.services up
+
+down: $(INSTALLED) ## end what `make up` has started
+	@$(BIN)/python -m flows.services down
+
 test: lint test-fast ## what every change has to pass
 
 test-fast: $(INSTALLED)
@@ -43,6 +49,12 @@ format: $(INSTALLED) ## mend style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+audit: ## look up known holes of the pinned versions, which needs the internet; .ci/known-holes lists exceptions
+	@$(PYTHON) -m venv .venv-audit
+	@.venv-audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit==2.10.1
+	@.venv-audit/bin/pip-audit --strict --no-deps --disable-pip --progress-spinner off --requirement constraints.txt \
+		$$(sed -n 's/^\([A-Z][^ ]*\) .*/--ignore-vuln \1/p' .ci/known-holes)
+
 numbers: $(INSTALLED) ## repeat the contests whose numbers the README shows over several splits, and write its tables
 	$(BIN)/python benchmarks/seeds.py wdbc anomaly --seeds 5
 	$(BIN)/python benchmarks/seeds.py digits anomaly --seeds 5
@@ -52,9 +64,9 @@ numbers: $(INSTALLED) ## repeat the contests whose numbers the README shows over
 constraints: ## after a change of dependencies: keep the pins there are, add exact versions of what is new
 	@$(PYTHON) -m venv .venv-constraints
 	@.venv-constraints/bin/python -m pip install --quiet -c constraints.txt pip setuptools
-	@.venv-constraints/bin/python -m pip install --quiet --no-build-isolation -c constraints.txt -e '.[bench,dev,postgres,ray,s3]'
+	@.venv-constraints/bin/python -m pip install --quiet --no-build-isolation -c constraints.txt -e '.[bench,dev,postgres,ray,s3,team]'
 	@{ head -2 constraints.txt; .venv-constraints/bin/python -m pip freeze --all --exclude sevenfold | sed 's/+cpu//' | sort -f; } > constraints.new
 	@mv constraints.new constraints.txt && rm -rf .venv-constraints
 
 clean: ## remove what can be made again; the private folder .sevenfold stays
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+	rm -rf .venv .venv-audit .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist

@@ -4,59 +4,77 @@ The flows run in processes of their own: Prefect sends its last words when a pro
 there until then.
 """
 
+import argparse
 import json
 import os
-import signal
-import subprocess
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 
-from flows import console, server
-from sevenfold import election, files, jobs, pipeline, report, stages, workspace
+from flows import apart, console, process, server
+from sevenfold import election, files, jobs, pipeline, report, stages, workspace, worktrees
+from sevenfold.commands import project
 from sevenfold.registry import versions
 from sevenfold.workspace import Workspace
 
 
 def main() -> int:
     """Run everything that is due; 0 after success, 1 after an error, 128 and the signal's number after a signal."""
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, _end)
+    parser = argparse.ArgumentParser(prog="sevenfold run", description=__doc__)
+    project.add_run_options(parser)
+    given = parser.parse_args()
+    process.ends_in_order()
     try:
-        return _run(workspace.find())
+        place = workspace.find()
+        if given.revision is None and given.data_rev is None:
+            return _run(place, push=given.push, engine=given.engine)
+        return _run_apart(place, given.revision, given.data_rev, push=given.push, engine=given.engine)
     except (ValueError, LookupError, OSError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
 
 
-def _end(number: int, frame: FrameType | None) -> None:
-    raise SystemExit(128 + number)
-
-
-def _run(place: Workspace) -> int:
+def _run(place: Workspace, *, push: bool, engine: str) -> int:
     with place.settled():
         with place.alone():
             pass  # before anything is asked of DVC, whose locks a run under way holds
         stale, unheld = pipeline.stale(place), election.pending(place)
         code = 0
         if stale or unheld or _due(place):
-            with server.standing(place) as url:
-                os.environ["PREFECT_API_URL"] = url
-                # The display has its own lines; Prefect's are in its pages.
-                os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+            with _served(place):
                 if stale or unheld:
                     elections = len(_contests(place))
                     print(f"{len(stale)} stages to bring up to date, then {elections} elections", flush=True)
-                    code = _call("flows.training")
+                    code, _ = process.call("flows.training", *project.run_options(push=push, engine=engine))
                 if job := _due(place):
-                    code = _call("flows.batch", *job) or code
+                    code = process.call("flows.batch", *job)[0] or code
         else:
             print("nothing to train, nothing to publish: data, params and code are those of the last run")
         if not code and _is_behind(place):
             report.write(place)
         _finish(place)
         return code
+
+
+def _run_apart(place: Workspace, revision: str | None, data_rev: str | None, *, push: bool, engine: str) -> int:
+    """Run a commit in a worktree of its own; the workspace's own results and its sample job stay as they are."""
+    with place.settled():
+        # Before a server is started: a branch that moves meanwhile changes nothing, and an unknown one is told at once.
+        commit = worktrees.resolved(place, revision or "HEAD")
+        data = None if data_rev is None else worktrees.resolved(place, data_rev)
+        with _served(place):
+            return apart.run(place, commit, data, push=push, engine=engine)[0]
+
+
+@contextmanager
+def _served(place: Workspace) -> Iterator[None]:
+    """Have a Prefect server, which processes of this one find by their variables."""
+    with server.standing(place) as url:
+        os.environ["PREFECT_API_URL"] = url
+        # The display has its own lines; Prefect's are in its pages.
+        os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+        yield
 
 
 def _contests(place: Workspace) -> list[tuple[str, str]]:
@@ -82,22 +100,6 @@ def _is_behind(place: Workspace) -> bool:
     """Say whether the results are newer than the report, as after `dvc repro`, or there is none."""
     made = place.report.stat().st_mtime if place.report.is_file() else 0.0
     return place.metrics.is_file() and place.metrics.stat().st_mtime > made
-
-
-def _call(module: str, *arguments: str) -> int:
-    """Run a module as a process. A signal ends it first, by force if need be, and then this process."""
-    # A session of its own, so that Ctrl-C in a terminal reaches it once, by way of this process.
-    process = subprocess.Popen([sys.executable, "-m", module, *arguments], start_new_session=True)
-    try:
-        return process.wait()
-    except SystemExit:
-        # Asked twice, since a process that is just starting may miss the first time.
-        for number, patience in ((signal.SIGTERM, 20), (signal.SIGTERM, 20), (signal.SIGKILL, 5)):
-            with suppress(subprocess.TimeoutExpired):
-                process.send_signal(number)
-                process.wait(patience)
-                break
-        raise
 
 
 def _finish(place: Workspace) -> None:

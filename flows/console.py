@@ -67,6 +67,14 @@ class Display:
             else:
                 print(f"[{self._done}/{self._total}] {text}", flush=True)
 
+    def note(self, text: str) -> None:
+        """Show a line that is of no step."""
+        with self._lock:
+            if self._live is None:
+                print(f"[{self._done}/{self._total}] {text}", flush=True)
+            else:
+                self._live.console.print(text, highlight=False, markup=False)
+
     def end(self, step: str, text: str = "") -> None:
         """Show that a step is over; `text` says how, where that is worth a line."""
         with self._lock:

@@ -25,7 +25,7 @@ def main() -> int:
             command = tracking.server_command(place, host=server.HOST, port=port)
             mlflow = f"http://{server.HOST}:{port}"
             log = place.logs / "mlflow-server.log"
-            stack.enter_context(server.running(command, place.environment(), log, f"{mlflow}/health"))
+            stack.enter_context(server.running(command, tracking.server_environment(place), log, f"{mlflow}/health"))
         except (OSError, RuntimeError) as error:
             print(f"error: {error}", file=sys.stderr)
             return 1

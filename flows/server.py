@@ -3,6 +3,7 @@
 Prefect can also start a server inside a flow's process, but that one loses task runs, and its history has holes.
 """
 
+import base64
 import json
 import os
 import signal
@@ -11,12 +12,16 @@ import subprocess
 import sys
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from sevenfold import files
+import psutil
+
+from flows import process
+from sevenfold import files, workspace
 from sevenfold.workspace import Workspace
 
 HOST = "127.0.0.1"
@@ -40,29 +45,79 @@ def standing(workspace: Workspace, port: int = 0) -> Iterator[str]:
             raise ConnectionError(
                 f"PREFECT_API_URL is {url}, and no server answers there; start it, or unset the variable"
             )
+        _require_entry(f"PREFECT_API_URL is {url}, whose server", url)
         yield url
         return
-    note = workspace.prefect_home / "server.json"
-    if note.is_file():
-        url = str(files.read_json(note)["url"])
-        if answers(f"{url}/health"):
-            yield url
-            return
+    if url := standing_url(workspace):
+        _require_entry(f"the server that stands at {url}", url)
+        yield url
+        return
     port = free_port(port)
     url = f"http://{HOST}:{port}/api"
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", HOST, "--port", str(port)]
     environment = workspace.environment() | {"PREFECT_API_URL": url, "PREFECT_UI_API_URL": url}
-    with running(command, environment, workspace.logs / "prefect-server.log", f"{url}/health"):
-        files.write_json(note, {"url": url})
+    with running(command, environment, workspace.logs / "prefect-server.log", f"{url}/health") as started:
+        announce(workspace, url, started.pid)
         try:
             yield url
         finally:
-            note.unlink(missing_ok=True)
+            withdraw(workspace, url)
+
+
+def _require_entry(what: str, url: str) -> None:
+    if not lets_in(url):
+        raise PermissionError(
+            f"{what} does not let in who comes with PREFECT_API_AUTH_STRING"
+            f"{'' if os.environ.get('PREFECT_API_AUTH_STRING') else ', which is not set'}; expected USER:PASSWORD, as "
+            "the server has it in PREFECT_SERVER_API_AUTH_STRING; set it to that"
+        )
+
+
+def standing_url(workspace: Workspace) -> str | None:
+    """Return the address of the workspace's own server's API, if it stands and answers."""
+    if not _note(workspace).is_file():
+        return None
+    told = files.read_json(_note(workspace))
+    with suppress(psutil.NoSuchProcess):
+        # Another server may have its port by now.
+        if process.born(told["pid"]) == told["born"] and answers(f"{told['url']}/health"):
+            return str(told["url"])
+    return None
+
+
+def join(module: str) -> None:
+    """Begin this process anew as a client of the server that stands for the workspace, if one does and none is named.
+
+    Prefect reads its settings when it is imported, so it has to be told before. Where no server stands a flow brings its own,
+    which is good for one run.
+    """
+    place = workspace.find()
+    if os.environ.get("PREFECT_API_URL") or (url := standing_url(place)) is None:
+        return
+    environment = place.environment() | {"PREFECT_API_URL": url}
+    os.execve(sys.executable, [sys.executable, "-m", module, *sys.argv[1:]], environment)
+
+
+def announce(workspace: Workspace, url: str, pid: int) -> None:
+    """Write down where a Prefect server of the workspace listens, for `standing_url`."""
+    files.write_json(_note(workspace), {"url": url, "pid": pid, "born": process.born(pid)})
+
+
+def withdraw(workspace: Workspace, url: str) -> None:
+    """Take back what `announce` wrote of this address; another one's note stays."""
+    if _note(workspace).is_file() and files.read_json(_note(workspace))["url"] == url:
+        _note(workspace).unlink(missing_ok=True)
+
+
+def _note(workspace: Workspace) -> Path:
+    return workspace.prefect_home / "server.json"
 
 
 @contextmanager
-def running(command: list[str], environment: Mapping[str, str], log: Path, health: str) -> Iterator[None]:
-    """Run a server until the end of the block; it has to answer at the address `health` first.
+def running(
+    command: list[str], environment: Mapping[str, str], log: Path, health: str
+) -> Iterator["subprocess.Popen[bytes]"]:
+    """Run a server until the end of the block, and give its process; it has to answer at the address `health` first.
 
     Raises:
         RuntimeError: somebody else answers there, or it ended, or did not answer in time; the message has the last
@@ -72,7 +127,7 @@ def running(command: list[str], environment: Mapping[str, str], log: Path, healt
         raise RuntimeError(f"another server answers at {health} already; end it, or try again for another port")
     with log.open("w", encoding="utf-8") as out:
         # A session of its own: Ctrl-C reaches the flow first, which still has something to tell the server.
-        process = subprocess.Popen(
+        started = subprocess.Popen(
             command,
             env=environment,
             stdin=subprocess.DEVNULL,
@@ -83,21 +138,21 @@ def running(command: list[str], environment: Mapping[str, str], log: Path, healt
     try:
         end = time.monotonic() + PATIENCE
         while not answers(health):
-            if process.poll() is not None or time.monotonic() > end:
-                state = "ended" if process.poll() is not None else f"did not answer within {PATIENCE:.0f} s"
+            if started.poll() is not None or time.monotonic() > end:
+                state = "ended" if started.poll() is not None else f"did not answer within {PATIENCE:.0f} s"
                 tail = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-8:])
                 raise RuntimeError(f"`{' '.join(command[1:5])}` {state}; the end of {log}:\n{tail}")
             time.sleep(0.2)
-        yield
+        yield started
     finally:
-        _end(process)
+        _end(started)
 
 
-def _end(process: "subprocess.Popen[bytes]") -> None:
+def _end(started: "subprocess.Popen[bytes]") -> None:
     for number in (signal.SIGTERM, signal.SIGKILL):
         try:
-            os.killpg(process.pid, number)
-            process.wait(10)
+            os.killpg(started.pid, number)
+            started.wait(10)
         except ProcessLookupError:
             return
         except subprocess.TimeoutExpired:
@@ -111,6 +166,29 @@ def answers(url: str) -> bool:
             return bool(200 <= response.status < 300)
     except (urllib.error.URLError, OSError, json.JSONDecodeError):
         return False
+
+
+def listens(url: str) -> bool:
+    """Say whether anything takes connections there, in whatever language it may answer."""
+    place = urllib.parse.urlsplit(url)
+    try:
+        socket.create_connection((str(place.hostname), place.port or 80), timeout=2).close()
+    except OSError:
+        return False
+    return True
+
+
+def lets_in(url: str) -> bool:
+    """Say whether the Prefect API at `url` takes the `PREFECT_API_AUTH_STRING` that is set, or asks for none."""
+    request = urllib.request.Request(f"{url}/admin/version")
+    if secret := os.environ.get("PREFECT_API_AUTH_STRING"):
+        request.add_header("Authorization", f"Basic {base64.b64encode(secret.encode()).decode()}")
+    try:
+        urllib.request.urlopen(request, timeout=PATIENCE).close()
+    except urllib.error.HTTPError as error:
+        error.close()
+        return error.code not in {401, 403}
+    return True
 
 
 def free_port(wanted: int) -> int:

@@ -1,23 +1,34 @@
 """Training: bring every stale stage up to date over the devices there are, then publish, elect, and say what came of it."""
 
 import argparse
+import functools
+import queue
 import sys
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
-from prefect.futures import PrefectFuture, as_completed
+from prefect.client.schemas.objects import State
+from prefect.futures import PrefectFuture
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from flows import console, devices
-from sevenfold import election, files, params, pipeline, report, stages, workspace
+from flows import apart, console, devices, lateness, process
+from flows.schedule import Schedule, wants_gpu
+from sevenfold import dispatch, election, files, params, pipeline, provenance, report, stages, workspace, worktrees
+from sevenfold.commands import project
 from sevenfold.pipeline import Reproduction, Stage
 from sevenfold.registry import runs, tracking, versions
 from sevenfold.workspace import Workspace
+
+Engine = Literal["local", "ray"]
+
+BETWEEN_LOOKS = 1.0
+"""Seconds between two looks for a device that another run has given back."""
 
 
 class RunError(RuntimeError):
@@ -30,72 +41,181 @@ class RunError(RuntimeError):
     # Its threads wait for stages, which are processes; how many stages run at once is decided by the devices.
     task_runner=ThreadPoolTaskRunner(max_workers=64),  # type: ignore[arg-type]
 )
-def training(folder: str | None = None) -> None:
-    """Train what is stale in the workspace at `folder` (default: the current one), publish, elect and promote.
+def training(
+    folder: str | None = None,
+    revision: str | None = None,
+    data_rev: str | None = None,
+    push: bool = True,
+    engine: Engine = "local",
+    wait: float = 0.0,
+    hours: float | None = None,
+) -> "State[None] | None":
+    """Train what is stale, publish, elect and promote.
+
+    Args:
+        folder: the workspace (default: the one around the current folder).
+        revision: a git commit, to which everything is held: the run works in a worktree of its own. Null for the workspace
+            itself, as it is.
+        data_rev: a git commit from which the pointer files of the data come, everything else being that of `revision`,
+            or of HEAD where that is null.
+        push: send results to DVC's default remote, if one is set, which has to be there then.
+        engine: whether stages run on this machine, or on the Ray cluster of RAY_ADDRESS.
+        wait: minutes to wait where another run works on the workspace. A run of a schedule does not wait, and is skipped.
+
+        hours: in which a run has to end, waiting included; one that takes longer is ended, and ends as crashed. Null for as
+            long as it takes.
 
     Raises:
-        RunError: a stage or an election failed; the message names each, and everything else was done.
+        ValueError: hours is 0 or less.
+        RunError: a stage, an election or the push failed; the message names each, and everything else was done.
+        pipeline.RemoteError: the remote cannot be used.
+        LookupError: git knows no such commit, or data are neither here nor in the remote.
     """
+    if missed := lateness.missed():
+        return missed
     place = workspace.find(Path(folder) if folder else None)
-    with place.settled(), place.alone():
+    patience = 0.0 if lateness.is_scheduled() else 60 * wait
+    try:
+        with process.limited(hours):
+            if revision is None and data_rev is None:
+                _train(place, push=push, engine=engine, patience=patience)
+            else:
+                _train_apart(place, revision, data_rev, push=push, engine=engine, patience=patience)
+    except workspace.TakenError as error:
+        if skipped := lateness.skipped(error):
+            return skipped
+        raise
+    return None
+
+
+def _train_apart(
+    place: Workspace, revision: str | None, data_rev: str | None, *, push: bool, engine: Engine, patience: float
+) -> None:
+    log = get_run_logger()
+    code, said = apart.run(place, revision, data_rev, push=push, engine=engine, patience=patience, on_line=log.info)
+    if code:
+        errors = [line.removeprefix("error: ") for line in said.splitlines() if line.startswith("error: ")]
+        raise RunError(errors[-1] if errors else f"the run in the worktree ended with {code}: {said}")
+
+
+def _train(place: Workspace, *, push: bool, engine: Engine, patience: float) -> None:
+    place.initialise()
+    pipeline.initialise(place)
+    with place.settled(), place.alone(patience):
         settings = stages.check(place)
+        sends = _bring(place, push=push)
         plan = pipeline.stale(place)
         names = _contest_names(settings)
         with console.Display(len(plan) + len(names)) as display:
-            failures = fan_out(place, plan, devices.there_are(threads=settings.training.threads), display)
+            failures: dict[str, str] = {}
+            if plan:
+                with _devices(place, settings, engine) as available:
+                    failures = fan_out(place, plan, available, display, settings)
             failures |= _write_report(place)  # before the elections, which keep it with what they publish
             failures |= _hold_contests(place, settings, failures, display)
+        if sends:
+            failures |= _send(place)  # last, so that nothing is lost where it fails
         _write_artifacts(place, settings, failures)
     if failures:
         count = f"{len(failures)} step{'s' * (len(failures) > 1)}"
         raise RunError(f"{count} failed: " + "; ".join(f"{name}: {reason}" for name, reason in failures.items()))
 
 
+@contextmanager
+def _devices(place: Workspace, settings: params.Params, engine: Engine) -> Iterator[Sequence[devices.Device]]:
+    """Give the devices of this machine, or those of a cluster, which is connected to as long as the block lasts."""
+    if engine == "local":
+        yield devices.there_are(threads=settings.training.threads)
+        return
+    with dispatch.serving(place, settings) as (environment, capacity):
+        yield devices.elsewhere(environment, slots=capacity.slots, gpus=capacity.gpus)
+
+
+def _bring(place: Workspace, *, push: bool) -> bool:
+    """Bring data and results that are not here, and say whether this run's results go to the remote.
+
+    Raises:
+        pipeline.RemoteError: it cannot be used.
+        LookupError: data are neither here nor there.
+    """
+    there = pipeline.remote(place)
+    if there is None:
+        print("DVC has no default remote: nothing is pulled, nothing is pushed", flush=True)
+    elif push:
+        pipeline.reach(place)
+    pipeline.bring_data(place, provenance.pointers(place), lambda name: print(f"bringing {name}", flush=True))
+    sends = there is not None and push
+    # In a worktree nothing is there; in the workspace itself DVC finds by itself what the cache has.
+    if sends or worktrees.is_one(place):
+        found = pipeline.restore(place, remote=sends)
+        if found:
+            print(f"{len(found)} stages have results of earlier runs", flush=True)
+    return sends
+
+
+def _send(place: Workspace) -> dict[str, str]:
+    """Send results to the remote; return why they are not there, if so."""
+    state = send(place, return_state=True)
+    error = state.result(raise_on_failure=False)
+    if not isinstance(error, Exception):
+        return {}
+    again = (
+        "the same run again, which trains nothing, sends them"
+        if worktrees.is_one(place)
+        else "`dvc push --run-cache` sends them"
+    )
+    return {"push": f"{error}; the results are here and published, and {again}"}
+
+
+@task(cache_policy=NO_CACHE, task_run_name="push", retries=2, retry_delay_seconds=[2, 10])
+def send(place: Workspace) -> None:
+    """Send the results to DVC's default remote."""
+    pipeline.push(place)
+    get_run_logger().info("sent to %s", pipeline.remote(place))
+
+
 def fan_out(
-    place: Workspace, plan: Sequence[Stage], available: Sequence[devices.Device], display: console.Display
+    place: Workspace,
+    plan: Sequence[Stage],
+    available: Sequence[devices.Device],
+    display: console.Display,
+    settings: params.Params,
 ) -> dict[str, str]:
     """Run stages as soon as those before them are done and a device is free; return what failed, and why.
 
     What needs a failed stage is not begun; everything else goes on.
     """
-    desk = devices.Desk(available)
-    waiting = {stage.name: stage for stage in plan}
-    running: dict[PrefectFuture[Any], tuple[Stage, devices.Device]] = {}
+    running: dict[PrefectFuture[Any], Stage] = {}
+    ended: queue.SimpleQueue[PrefectFuture[Any]] = queue.SimpleQueue()
     failures: dict[str, str] = {}
-    kept_back: dict[str, str] = {}  # stage -> the failed one that it had to have
-    with Reproduction(place) as reproduction:
-        while waiting or running:
-            unfinished = waiting.keys() | {stage.name for stage, _ in running.values()}
-            for stage in [s for s in waiting.values() if s.before.isdisjoint(unfinished)]:
-                if cause := _obstacle(stage, failures.keys() | kept_back.keys()):
-                    kept_back[stage.name] = kept_back.get(cause, cause)
-                    display.end(stage.name, f"{stage.name}: not begun, since {kept_back[stage.name]} failed")
-                elif device := desk.lend(stage.kind):
-                    display.begin(stage.name)
-                    call = reproduce.with_options(task_run_name=stage.name)
-                    running[call.submit(stage.name, device, place, reproduction, display)] = (stage, device)
+    told = False
+    with devices.Desk(available) as desk, Reproduction(place) as reproduction:
+        schedule = Schedule(plan, desk, functools.partial(wants_gpu, settings))
+        while not schedule.is_done:
+            for stage, cause in schedule.keep_back():
+                display.end(stage.name, f"{stage.name}: not begun, since {cause} failed")
+            for stage, device in schedule.begin():
+                display.begin(stage.name)
+                call = reproduce.with_options(task_run_name=stage.name)
+                future = call.submit(stage.name, device, desk.descriptors(device), place, reproduction, display)
+                running[future] = stage
+                future.add_done_callback(ended.put)
+            if schedule.is_blocked and not told:
+                display.note("all GPUs are held by other runs on this machine; waiting for one")
+                told = True
+            # Not longer than a moment: another run may give back a GPU, of which nobody tells this one.
+            with suppress(queue.Empty):
+                future = ended.get(timeout=BETWEEN_LOOKS)
+                future.wait()  # its state is known only then
+                stage = running.pop(future)
+                schedule.end(stage.name, failed=not future.state.is_completed())
+                if future.state.is_completed():
+                    outcome = future.result()
+                    display.end(stage.name, "" if outcome == "ran" else f"{stage.name}: {outcome}")
                 else:
-                    continue
-                del waiting[stage.name]
-            if not running:
-                continue  # what was kept back may be all that others waited for
-            future = next(as_completed(list(running)))
-            future.wait()  # its state is known only then
-            stage, device = running.pop(future)
-            desk.give_back(device)
-            if future.state.is_completed():
-                outcome = future.result()
-                display.end(stage.name, "" if outcome == "ran" else f"{stage.name}: {outcome}")
-            else:
-                failures[stage.name] = _reason(future, stage.name)
-                display.end(stage.name, f"{stage.name} failed: {failures[stage.name]}")
+                    failures[stage.name] = _reason(future, stage.name)
+                    display.end(stage.name, f"{stage.name} failed: {failures[stage.name]}")
     return failures
-
-
-def _obstacle(stage: Stage, lost: Set[str]) -> str | None:
-    """Return a stage without which this one cannot run: one that it needs, or, if all that it uses are lost, one of these."""
-    lacking = stage.needs & lost or (stage.uses if stage.uses and stage.uses <= lost else frozenset())
-    return min(lacking, default=None)
 
 
 def _reason(future: PrefectFuture[Any], name: str) -> str:
@@ -116,9 +236,14 @@ def _lock_is_held(task: Any, run: Any, state: Any) -> bool:
     retry_condition_fn=_lock_is_held,
 )
 def reproduce(
-    stage: str, device: devices.Device, place: Workspace, reproduction: Reproduction, display: console.Display
+    stage: str,
+    device: devices.Device,
+    locks: tuple[int, ...],
+    place: Workspace,
+    reproduction: Reproduction,
+    display: console.Display,
 ) -> pipeline.Outcome:
-    """Bring one stage up to date on one device."""
+    """Bring one stage up to date on one device, whose locks its processes hold, too."""
     logger = get_run_logger()
     logger.info("on %s", device.name)
 
@@ -126,8 +251,7 @@ def reproduce(
         logger.info(line)
         display.line(stage, line)
 
-    with devices.held(place, device):
-        return reproduction.run(stage, device.environment, show)
+    return reproduction.run(stage, device.environment, show, keep_open=locks)
 
 
 def _write_report(place: Workspace) -> dict[str, str]:
@@ -225,7 +349,7 @@ def _write_artifacts(place: Workspace, settings: params.Params, failures: Mappin
         create_table_artifact(
             rows, key="scorecard", description="Measured on test rows; candidates chosen on validation."
         )
-    if place.report.is_file():
+    if place.report.is_file() and not worktrees.is_one(place):  # that one is kept in MLflow alone
         create_link_artifact(place.report.as_uri(), key="report", link_text="the report", description=str(place.report))
     if failures:
         lines = "\n".join(f"- **{name}**: {reason}" for name, reason in failures.items())
@@ -252,9 +376,17 @@ def _verdict(verdict: Mapping[str, Any]) -> str:
 
 def main() -> int:
     """Run the flow once on the workspace around the current folder; 0 after success."""
-    argparse.ArgumentParser(description=__doc__).parse_args()
+    parser = argparse.ArgumentParser(description=__doc__)
+    project.add_run_options(parser)
+    given = parser.parse_args()
+    process.leash()
     try:
-        training()
+        if given.revision is not None or given.data_rev is not None:
+            # Not a flow around the flow that the worktree's own process is.
+            process.ends_in_order()
+            how = {"push": given.push, "engine": given.engine}
+            return apart.run(workspace.find(), given.revision, given.data_rev, **how)[0]
+        training(push=given.push, engine=given.engine)
     except KeyboardInterrupt:
         print("interrupted; what was done is kept, and the next run goes on from there", file=sys.stderr)
         return 130

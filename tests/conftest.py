@@ -18,7 +18,36 @@ from tests.browser import browser  # noqa: F401, a fixture
 
 ROOT = Path(__file__).parent.parent
 
-SMALL = """
+ONE_TABLE = """
+seed: 0
+fetch:
+  wdbc: {path: data/raw/wdbc.parquet}
+datasets:
+  wdbc:
+    path: data/raw/wdbc.parquet
+    label: diagnosis
+    normal: [benign]
+    split: {validation: 0.2, test: 0.2, seed: 0}
+applications:
+  wdbc:
+    anomaly: {policy: false-positive-rate, value: 0.05, share: null, neighbours: 5, references: 4096, reasons: 3}
+"""
+"""How params.yaml begins where a test needs one data set alone."""
+
+TRAINING = """\
+training:
+  epochs: 12
+  patience: 40
+  batch_size: 64
+  learning_rate: 0.003
+  warmup: 0.05
+  weight_decay: 0.0001
+  gradient_clip: 1.0
+  threads: 1
+"""
+
+SMALL = (
+    """
 seed: 0
 fetch:
   digits: {path: data/raw/digits.npz}
@@ -38,16 +67,10 @@ applications:
   digits:
     reduction: {code: 8, neighbours: 12}
   wdbc:
-    anomaly: {policy: false-positive-rate, value: 0.05, share: null, neighbours: 5, reasons: 3}
-training:
-  epochs: 12
-  patience: 40
-  batch_size: 64
-  learning_rate: 0.003
-  warmup: 0.05
-  weight_decay: 0.0001
-  gradient_clip: 1.0
-  threads: 1
+    anomaly: {policy: false-positive-rate, value: 0.05, share: null, neighbours: 5, references: 4096, reasons: 3}
+"""
+    + TRAINING
+    + """\
 candidates:
   digits-deep:
     dataset: digits
@@ -70,6 +93,17 @@ gate: {must_beat_rivals: true, floor: null}
 gates:
   wdbc-anomaly: {must_beat_rivals: false, floor: 0.5}
 """
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def variables_of_the_file():
+    """Have no file of tests find what another one has left set: MLflow names the last store that it went to."""
+    before = dict(os.environ)
+    yield
+    for name in set(os.environ) - set(before):
+        del os.environ[name]
+    os.environ.update(before)
 
 
 GUARD = """

@@ -6,8 +6,9 @@ import shutil
 import socket
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -29,9 +30,28 @@ def programs() -> Path:
     return there
 
 
+@dataclass(frozen=True)
+class Server:
+    """A server with an empty database.
+
+    url: with user and password.
+    """
+
+    url: str
+    _run: Callable[..., None]
+    _start: tuple[str, ...]
+
+    def start(self) -> None:
+        self._run("pg_ctl", *self._start, "start")
+
+    def stop(self) -> None:
+        """End it as a power cut would: nobody is asked, and every connection breaks."""
+        self._run("pg_ctl", *self._start[:2], "-m", "immediate", "stop")
+
+
 @contextmanager
-def server() -> Iterator[str]:
-    """Start a server with an empty database, and give its address with user and password; end it with the block."""
+def running() -> Iterator[Server]:
+    """Start a server, and end it with the block, whether it was ended meanwhile or not."""
     folder = programs()
     # PostgreSQL does not run as root; its folder has to be another user's then, and reachable for that user.
     user = pwd.getpwnam("postgres") if os.getuid() == 0 else None
@@ -55,8 +75,18 @@ def server() -> Iterator[str]:
         data, log = str(place / "data"), str(place / "log")
         run("initdb", "-D", data, "-U", "sevenfold", "-A", "scram-sha-256", f"--pwfile={secret}", "--no-sync")
         options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={place} -c fsync=off"
-        run("pg_ctl", "-D", data, "-l", log, "-w", "-o", options, "start")
+        start = ("-D", data, "-l", log, "-w", "-o", options)
+        found = Server(f"postgresql://sevenfold:{PASSWORD}@127.0.0.1:{port}/postgres", run, start)
+        found.start()
         try:
-            yield f"postgresql://sevenfold:{PASSWORD}@127.0.0.1:{port}/postgres"
+            yield found
         finally:
-            run("pg_ctl", "-D", data, "-m", "immediate", "stop")
+            if (place / "data" / "postmaster.pid").exists():
+                found.stop()
+
+
+@contextmanager
+def server() -> Iterator[str]:
+    """Start a server with an empty database, and give its address with user and password; end it with the block."""
+    with running() as found:
+        yield found.url

@@ -1,5 +1,6 @@
 """Anomaly scores, thresholds and reasons, against scikit-learn, formulas of the papers, and planted anomalies."""
 
+from concurrent import futures
 from dataclasses import replace
 
 import numpy as np
@@ -356,11 +357,89 @@ def test_a_column_that_no_validation_row_has_does_no_harm():
     assert all(np.isfinite(value).all() for value in calibrated.state.values())
 
 
-def test_a_large_training_set_is_sampled_for_reference(monkeypatch):
-    monkeypatch.setattr(anomaly, "LARGEST_REFERENCE", 100)
+@pytest.mark.parametrize(("kind", "variant"), [("table", "deep"), ("gaps", "deep"), ("images", "convolutional")])
+def test_a_score_is_the_same_to_the_last_bit_whatever_rows_are_beside_it(kind, variant):
+    data = samples.dataset(kind)
+    model = samples.trained(variant, kind, "normal")
+    application = samples.application("anomaly").calibrate(model, data.train, data.validation)
+    rows = np.random.default_rng(0).integers(len(data.test), size=10_000)
+    x = data.test.x[rows] + np.random.default_rng(1).normal(size=(10_000, *data.test.x.shape[1:])).astype(np.float32)
+    observed = None if data.test.observed is None else data.test.observed[rows]
+    if observed is not None:
+        x = np.where(observed, x, np.float32(0))
+
+    def score(some):
+        return application.score(model, x[some], None if observed is None else observed[some])
+
+    whole = score(slice(None))
+    assert len(np.unique(whole)) > 9000
+    for size in (1, 64, 100, 1024, 4096):
+        starts = range(0, 10_000 if size > 1 else 50, size)
+        for start in starts:
+            some = slice(start, start + size)
+            assert np.array_equal(score(some), whole[some]), size
+    order = np.random.default_rng(2).permutation(10_000)
+    assert np.array_equal(score(order), whole[order])
+    assert len(score(slice(0, 0))) == 0
+    with futures.ThreadPoolExecutor(2) as pool:
+        parts = list(pool.map(score, [slice(0, 5000), slice(5000, None)] * 2))
+    assert np.array_equal(np.concatenate(parts), np.tile(whole, 2))
+
+
+@pytest.mark.parametrize("count", [1, 5, 40])
+@pytest.mark.parametrize("kind", ["alone", "in pairs", "all alike"])
+@pytest.mark.parametrize("codes", [3, 64, 1000, 4097])
+def test_the_nearest_codes_are_those_of_scikit_learn(codes, kind, count):
+    generator = np.random.default_rng(codes)
+    reference = generator.normal(size=(codes, 8)).astype(np.float32)
+    reference = {"alone": reference, "in pairs": reference[np.arange(codes) // 2], "all alike": 0 * reference + 1}[kind]
+    z = np.concatenate([generator.normal(size=(300, 8)), 1e4 * generator.normal(size=(20, 8)), reference[:3]])
+    z = z.astype(np.float32)
+    got = anomaly._Reference(torch.from_numpy(reference)).distances(torch.from_numpy(z), count)
+    _, expected = samples.nearest(reference.astype(float), z.astype(float), min(count, codes))
+    # A distance of 0 is taken for 1e-6; what scikit-learn computes in its place is rounded, too.
+    np.testing.assert_allclose(np.sort(got, axis=1), expected, rtol=1e-5, atol=2e-6)
+
+
+def test_reasons_are_given_for_whom_they_are_asked(contest):
+    data, model, application = contest
+    x = np.concatenate([data.test.x, normals(150, seed=8).astype(np.float32) * 3])
+    some = application.explaining("flagged")
+    every, flagged, none = (
+        a.predict(model, x, None, data.schema) for a in (application, some, some.explaining("none"))
+    )
+    flag = every["flag"]
+    assert 0 < flag.sum() < len(flag)
+    assert list(every) == list(flagged) == [*none, "top_1", "top_2", "top_3"]
+    for name, column in every.items():
+        if name.startswith("top_"):
+            assert np.array_equal(flagged[name][flag], column[flag])
+            assert all(reason is None for reason in flagged[name][~flag])
+        else:
+            assert np.array_equal(column, flagged[name])
+            assert np.array_equal(column, none[name])
+    quiet = some.predict(model, x[~flag], None, data.schema)
+    assert list(quiet) == list(every)
+    assert all(reason is None for reason in quiet["top_1"])
+    moved = some.moved("quantile", 0.5, None).predict(model, x, None, data.schema)
+    assert [reason is not None for reason in moved["top_1"]] == moved["flag"].tolist()
+    with pytest.raises(ValueError, match="reasons are asked for 'some'; expected one of all, flagged, none"):
+        application.explaining("some")
+
+
+def test_contributions_do_not_depend_on_how_many_rows_are_explained(contest):
+    data, model, application = contest
+    x = normals(1500, seed=9).astype(np.float32)
+    whole = application._by_feature(model, x, None, data.schema)
+    parts = [application._by_feature(model, x[i : i + 300], None, data.schema) for i in range(0, 1500, 300)]
+    assert np.array_equal(np.concatenate(parts), whole)
+
+
+def test_a_large_training_set_is_sampled_for_reference():
     data = dataset(anomalies=0)
     model, _ = samples.fit(ModelSpec("pca", (10,), {"code": 3}), data.train, data.validation)
-    reference = samples.application("anomaly").calibrate(model, data.train, data.validation).state["reference"]
+    few = anomaly.Anomaly(**samples.application("anomaly").options | {"references": 100})
+    reference = few.calibrate(model, data.train, data.validation).state["reference"]
     assert len(reference) == 100
 
 
@@ -553,7 +632,7 @@ datasets:
     split: {{validation: 0.2, test: 0.3, seed: 0}}
 applications:
   mine:
-    anomaly: {{policy: mad, value: 5.0, share: null, neighbours: 5, reasons: 2}}
+    anomaly: {{policy: mad, value: 5.0, share: null, neighbours: 5, references: 4096, reasons: 2}}
 training: {{epochs: 3, patience: 3, batch_size: 64, learning_rate: 0.01, warmup: 0.1, weight_decay: 0.0, gradient_clip: 1.0, threads: 1}}
 candidates:
   mine-pca: {{dataset: mine, applications: [anomaly], rows: trimmed, trim: 0.05, variant: pca, options: {{code: 3}}}}

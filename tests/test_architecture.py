@@ -17,9 +17,11 @@ HOMES = {
     "mlflow": {"registry.*", "served_model"},
     "dvc": {"pipeline"},
     "prefect": set(),  # flows/ only
-    "faiss": {"indexes"},
-    "argparse": {"cli"},
+    "faiss": {"indexes", "searchers"},  # what contests depend on, and what folders of vectors are searched by
+    "argparse": {"cli", "commands.*"},
     "constriction": {"entropy"},
+    "ray": {"clusters", "dispatch"},
+    "fsspec": {"places"},
     "umap": {"applications.reduction"},
 }
 

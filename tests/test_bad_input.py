@@ -24,7 +24,7 @@ datasets:
     split: {validation: 0.2, test: 0.2, seed: 0}
 applications:
   mine:
-    anomaly: {policy: false-positive-rate, value: 0.1, share: null, neighbours: 3, reasons: 2}
+    anomaly: {policy: false-positive-rate, value: 0.1, share: null, neighbours: 3, references: 4096, reasons: 2}
 training: {epochs: 3, patience: 3, batch_size: 32, learning_rate: 0.01, warmup: 0.1, weight_decay: 0.0, gradient_clip: 1.0, threads: 1}
 candidates:
   mine-deep:

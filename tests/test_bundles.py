@@ -13,7 +13,7 @@ import safetensors.numpy
 import torch
 
 import samples
-from sevenfold import bundles, files, modules, operations
+from sevenfold import bundles, drift, files, modules, operations
 from sevenfold.bundles import BundleError
 
 CASES = [
@@ -31,8 +31,9 @@ def bundle(name="anomaly", kind="table"):
     data = samples.dataset(kind)
     application, _ = samples.judged(name, kind)
     model = samples.trained("pca", kind, application.learns_from)
+    reference = drift.Reference.learn(model, data.schema, data.train, data.validation)
     return bundles.Bundle(
-        samples.spec("pca", kind), model, data.schema, name, application, {"dataset": kind, "seed": 0}
+        samples.spec("pca", kind), model, data.schema, name, application, {"dataset": kind, "seed": 0}, reference
     )
 
 
@@ -226,7 +227,7 @@ def test_another_format_is_told_before_anything_else(folder, newer):
         ({"application": {"name": "base", "options": {}}}, r"no 'base' in applications/"),
         (
             {"application": {"name": "anomaly", "options": {"neighbours": 3}}},
-            r"anomaly: options missing: policy, value, share, reasons",
+            r"anomaly: options missing: policy, value, share, references, reasons",
         ),
         ({"application": {}}, r"bundle\.json has no entry 'name'"),
         (
@@ -246,6 +247,7 @@ def test_another_format_is_told_before_anything_else(folder, newer):
                         "value": "0.1",
                         "share": None,
                         "neighbours": 3,
+                        "references": 4096,
                         "reasons": 2,
                     },
                 }
@@ -366,6 +368,36 @@ def test_weights_are_plain_safetensors(folder):
     model = bundle().model
     assert weights.keys() == model.state_dict().keys()
     assert all(np.array_equal(value, model.state_dict()[name]) for name, value in weights.items())
+
+
+@pytest.mark.parametrize("kind", samples.DATASETS)
+def test_a_bundle_carries_what_its_training_rows_looked_like(kind, tmp_path):
+    saved = bundle("reduction", kind)
+    bundles.save(tmp_path / "bundle", saved)
+    loaded = bundles.load(tmp_path / "bundle")
+    test = samples.dataset(kind).test
+    one, other = (drift.compare(b.reference, b.model, b.schema, test.x, test.observed) for b in (saved, loaded))
+    assert one == other
+    assert one.rows_then == len(samples.dataset(kind).train)
+
+
+def test_a_bundle_without_a_reference_stays_without_one(tmp_path):
+    bundles.save(tmp_path / "bundle", replace(bundle(), reference=None))
+    loaded = bundles.load(tmp_path / "bundle")
+    assert loaded.reference is None
+    assert bundles.save(tmp_path / "again", loaded) == bundles.digest(tmp_path / "bundle")
+
+
+def test_a_reference_of_other_columns_is_refused_though_its_sum_is_right(folder):
+    path = folder / "reference.safetensors"
+    arrays = safetensors.numpy.load_file(path)
+    safetensors.numpy.save_file(arrays | {"missing": arrays["missing"][1:]}, path)
+    sums = json.loads((folder / "bundle.json").read_text())["sha256"]
+    edit(folder, sha256={**sums, path.name: files.digest(path)})
+    with pytest.raises(
+        BundleError, match=r"is no sound bundle: the reference of the training rows is wrong: missing has"
+    ):
+        bundles.load(folder)
 
 
 def test_damaged_weights_of_a_model_without_application_are_named(tmp_path):

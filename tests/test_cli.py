@@ -92,7 +92,7 @@ def test_the_help_of_every_command_shows_an_example_that_works(call, words):
     program, *arguments = shlex.split(example)
     assert program == "sevenfold"
     assert arguments[: len(words)] == list(words)
-    assert callable(cli._parser().parse_args(arguments).command)
+    assert callable(cli._parser().parse_args(cli._spelled_out(arguments)).command)
 
 
 @pytest.mark.parametrize(
@@ -234,7 +234,10 @@ def another_mode(place):
         (wrong_columns, ["rows.csv: ", "'city', 'age'", "missing", "'income'", "no numbers (first: 'much'"]),
         (infinity, ["rows.csv: column 'age' has 1 gap", "not finite (first: row 2)"]),
         (another_size, ["rows.npz: got images 6x7 with 1 channel", "expected images 6x8", "resize or convert"]),
-        (another_mode, ["rows: got images 6x8 with 3 channels", "expected images 6x8 with 1 channel", "convert them"]),
+        (
+            another_mode,
+            ["rows: 0.png: got images 6x8 with 3 channels", "expected images 6x8 with 1 channel", "convert them"],
+        ),
     ],
 )
 def test_bad_input_gets_one_error_with_all_that_is_wrong_and_leaves_nothing(call, place, published, make, parts):

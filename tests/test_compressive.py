@@ -162,6 +162,46 @@ def test_images_of_other_sizes_than_those_of_the_training_come_back(kind, edges,
         assert (found - x).square().mean() < 0.3 * x.var()
 
 
+@pytest.mark.parametrize("kind", PRIORS)
+@pytest.mark.parametrize("edges", [(70, 33), (32, 129), (1, 65), (96, 96)])
+def test_a_large_image_goes_through_tiles_without_a_seam(kind, edges, rung, monkeypatch):
+    model = trained(kind)
+    x = torch.from_numpy(np.random.default_rng(0).random((1, 1, *edges), np.float32))
+    with torch.no_grad():
+        y = model.whole(x, rung)
+        image = model.image(y, rung, edges)
+        monkeypatch.setattr(compressive, "TILE", 32)
+        assert model.tiles(edges) == math.ceil(edges[0] / 32) * math.ceil(edges[1] / 32)
+        # Sums of other lengths round otherwise, which moves a latent that lies between two whole numbers.
+        assert (model.whole(x, rung) - y).abs().max() <= 1
+        assert (model.whole(x, rung) != y).double().mean() < 0.001
+        torch.testing.assert_close(model.image(y, rung, edges), image, atol=1e-5, rtol=1e-5)
+        streams = model.compress_tiles(x, rung)
+        assert len(streams) == model.tiles(edges)
+        found = model.decompress_tiles(streams, rung, edges)
+        assert torch.equal(found, model.image(model.whole(x, rung), rung, edges))
+
+
+def test_tiles_of_another_image_are_refused(monkeypatch):
+    monkeypatch.setattr(compressive, "TILE", 32)
+    model, x = trained("groups"), torch.from_numpy(np.random.default_rng(0).random((1, 1, 70, 33), np.float32))
+    streams = model.compress_tiles(x, 1)
+    with pytest.raises(entropy.DamagedStreamError, match="5 streams; an image of 33x70 has 6, one for each tile"):
+        model.decompress_tiles(streams[1:], 1, (70, 33))
+    with pytest.raises(entropy.DamagedStreamError, match="fails its checksum"):
+        model.decompress_tiles([streams[0][:-2], *streams[1:]], 1, (70, 33))
+
+
+@pytest.mark.parametrize("kind", ["layers", "scale and groups"])
+def test_a_copy_of_double_precision_reads_the_same_integers_and_nearly_the_same_pixels(kind, rung):
+    model, x = trained(kind), unseen()[:9]
+    precise = copy.deepcopy(model).double()
+    stream, _ = model.compress_together(x, rung)
+    found = precise.decompress_together(stream, len(x), rung, x.shape[2:])
+    assert found.dtype == torch.double
+    torch.testing.assert_close(found.float(), model.decompress_together(stream, len(x), rung, x.shape[2:]))
+
+
 def test_fully_connected_layers_take_images_of_one_size():
     model = trained("layers")
     with pytest.raises(ValueError, match=r"images are \(2, 1, 32, 40\); expected \(n, 1, 32, 32\), as those of the tr"):

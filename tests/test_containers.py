@@ -30,17 +30,25 @@ def written(chunks, digest=DIGEST):
 
 
 def example(count=6, seed=0):
+    """Chunks, some of them with notes, of kinds that take turns."""
     generator = np.random.default_rng(seed)
+    kinds = [("stream", b""), ("stream", b"names"), ("tiles", b""), ("file", generator.bytes(30))]
     return [
-        (generator.bytes(int(generator.integers(0, 90))), int(generator.integers(1, 300)), (1, 8, 8 + i), i + 1)
+        (
+            generator.bytes(int(generator.integers(0, 90))),
+            int(generator.integers(1, 300)),
+            (1, 8, 8 + i),
+            i + 1,
+            *kinds[(i + seed) % 4],
+        )
         for i in range(count)
     ]
 
 
 def chunks_of(parts):
     first, found = 0, []
-    for payload, count, shape, rung in parts:
-        found.append(Chunk(first, count, shape, rung, payload))
+    for payload, count, shape, rung, *more in parts:
+        found.append(Chunk(first, count, shape, rung, payload, *more))
         first += count
     return found
 
@@ -50,7 +58,9 @@ CHUNKS = st.lists(
         st.binary(max_size=60),
         st.integers(1, 1 << 20),
         st.tuples(st.integers(1, 4), st.integers(1, 1 << 14), st.integers(1, 1 << 14)),
-        st.integers(1, 200),
+        st.integers(0, 200),
+        st.sampled_from(containers.KINDS),
+        st.binary(max_size=40),
     ),
     min_size=1,
     max_size=6,
@@ -71,7 +81,7 @@ def test_a_container_without_images_is_one_too():
 
 def test_the_layout_is_as_documented():
     data, _ = written([(b"abc", 300, (3, 8, 5), 2)])
-    header = b"\x897F\r\n\x1a\n\x01" + DIGEST[:8]
+    header = b"\x897F\r\n\x1a\n\x02" + DIGEST[:8]
     header += zlib.crc32(header).to_bytes(4, "little")
     head = bytes([0xF7, 0x43, 0, 0xAC, 2, 3, 8, 5, 2, 3]) + zlib.crc32(b"abc").to_bytes(4, "little")
     end = bytes([0xF7, 0x45, 0xAC, 2])
@@ -79,6 +89,37 @@ def test_the_layout_is_as_documented():
     # Whoever changes it raises VERSION, and keeps reading the old one.
     assert data == header + head + checks[0] + b"abc" + end + checks[1]
     assert len(header) == HEADER
+
+
+def test_the_layout_of_a_chunk_with_notes_is_as_documented():
+    data, places = written([(b"abc", 1, (3, 8, 5), 2, "file", b"name")])
+    head = bytes([0xF7, 0x41, 0, 1, 3, 8, 5, 2, 3, 2, 4]) + zlib.crc32(b"nameabc").to_bytes(4, "little")
+    assert data[HEADER : places[1]] == head + zlib.crc32(head).to_bytes(4, "little") + b"nameabc"
+
+
+def test_a_container_of_version_1_is_read():
+    data, _ = written([(b"abc", 300, (3, 8, 5), 2)])
+    header = data[:7] + b"\x01" + data[8:16]
+    old = header + zlib.crc32(header).to_bytes(4, "little") + data[HEADER:]
+    assert list(containers.parse(old, DIGEST)) == [Chunk(0, 300, (3, 8, 5), 2, b"abc")]
+
+
+@given(CHUNKS)
+def test_a_chunk_knows_how_many_bytes_it_takes(parts):
+    _, places = written(parts)
+    assert [chunk.size for chunk in chunks_of(parts)] == np.diff(places).tolist()
+
+
+@given(st.lists(st.binary(max_size=300), max_size=5))
+def test_parts_of_a_payload_come_apart_again(parts):
+    assert containers.parted(containers.joined(parts)) == parts
+
+
+@given(st.lists(st.binary(max_size=20), min_size=1, max_size=5), st.integers(0, 10**9))
+def test_a_payload_that_does_not_come_apart_is_refused(parts, size):
+    whole = containers.joined(parts)
+    with pytest.raises(containers.ContainerError, match="does not fall into"):
+        containers.parted(whole[: size % len(whole)] if size % len(whole) else whole + b"x")
 
 
 def test_many_small_images_share_a_few_bytes():
@@ -191,7 +232,7 @@ WRONG = {
         lambda d: b"\x89PNG" + d[4:],
         r"starts with b'\\x89PNG.*; expected .* as a .7f container does; name another",
     ),
-    "version": (lambda d: d[:7] + b"\x02" + d[8:], "has version 2; this program reads up to 1; use a newer sevenfold"),
+    "version": (lambda d: d[:7] + b"\x03" + d[8:], "has version 3; this program reads up to 2; use a newer sevenfold"),
     "zero": (lambda d: d[:7] + b"\x00" + d[8:], "has a damaged header; take it from its source again"),
     "digest": (lambda d: d[:9] + b"\xff" + d[10:], "has a damaged header; take it from its source again"),
     "short": (lambda d: d[:15], "has 15 bytes; a header alone has 20; take it from its source again"),

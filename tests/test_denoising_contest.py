@@ -247,6 +247,70 @@ def test_a_large_image_restored_in_pieces_is_the_whole_restored(edges, channels,
     np.testing.assert_allclose(denoising._in_pieces(model, x, told), whole, atol=1e-5)
 
 
+@functools.cache
+def restorer(channels=1, scale=0.1):
+    options = {"channels": [4, 6], "blocks": 1, "activation": "relu", "shuffle": 2, "levels": [0.0, 0.2]}
+    torch.manual_seed(0)
+    model = ModelSpec("residual", (channels, 24, 24), options | {"doubt": 0.0, "augment": []}).build().eval()
+    torch.nn.init.normal_(model.tail.weight, std=scale)
+    return model
+
+
+@pytest.mark.parametrize("edges", [(1, 700), (700, 1), (1031, 517), (560, 560)])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_windows_have_one_size_and_leave_no_seam_at_their_real_size(edges, channels):
+    model = restorer(channels)
+    x = np.random.default_rng(0).random((1, channels, *edges)).astype(np.float32)
+    sizes = set()
+
+    class Watching(type(model)):
+        def restore(self, x, level):
+            sizes.add(tuple(x.shape[2:]))
+            return super().restore(x, level)
+
+    with torch.inference_mode():
+        whole = model.restore(torch.from_numpy(x), 0.1).numpy()
+        model.__class__ = Watching
+        try:
+            found = denoising._in_pieces(model, x, np.full(1, 0.1))
+        finally:
+            model.__class__ = Watching.__bases__[0]
+    np.testing.assert_allclose(found, whole, atol=1e-6)
+    assert np.array_equal(np.rint(found * 255), np.rint(whole * 255))
+    full = denoising.TILE + 2 * model.margin
+    # The last window of an edge may end with the image, short of a multiple of the stride.
+    assert all(full - size[i] < model.stride or size[i] == edges[i] for size in sizes for i in (0, 1))
+
+
+@pytest.mark.parametrize("restores", [True, False])
+@pytest.mark.parametrize("edges", [(24, 24), (31, 50)])
+def test_a_job_gives_each_image_to_the_last_bit_in_whatever_company(restores, edges, monkeypatch):
+    monkeypatch.setattr(denoising, "STEADY", 5 * 24 * 24)
+    train, validation, _ = photographs()
+    if restores:
+        model = restorer()
+    else:
+        model = ModelSpec("pca", (1, 24, 24), {"code": 40}).build().eval()
+        model.prepare(torch.from_numpy(train.x), None)
+    calibrated = contest().calibrate(model, train, validation)
+    x = np.random.default_rng(0).random((23, 1, *edges)).astype(np.float32)
+    together = calibrated.predict(model, x, None, schema(train))["image"]
+    for size in (1, 2, 7):
+        parts = [
+            calibrated.predict(model, x[i : i + size], None, schema(train))["image"] for i in range(0, len(x), size)
+        ]
+        assert np.array_equal(np.concatenate(parts), together)
+
+
+def test_noise_is_measured_in_stripes_as_in_the_whole(monkeypatch):
+    _, validation, _ = photographs()
+    application = contest().measuring(validation)
+    x = np.random.default_rng(0).random((2, 3, 170, 131)).astype(np.float32)
+    whole = application.measured(x)
+    monkeypatch.setattr(denoising, "STRIPE", 1)
+    assert np.array_equal(application.measured(x), whole)
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 def test_every_rival_gains_on_photographs_and_blind_hardly_less_than_told(channels):
     train, validation, test = photographs(channels=channels)

@@ -44,7 +44,7 @@ def test_every_make_target_shown_is_there(page, line):
 
 @pytest.mark.parametrize(("page", "line"), [(p, c) for p, c in commands() if c.startswith("sevenfold ")])
 def test_every_command_shown_is_understood(page, line, capsys):
-    arguments = shlex.split(line)[1:]
+    arguments = cli._spelled_out(shlex.split(line)[1:])
     # A command that is only named, as in "`sevenfold encode MODEL INPUT OUTPUT`" or "`sevenfold score`", needs its arguments.
     parser = cli._parser()
     try:
@@ -107,7 +107,8 @@ def test_yaml_examples_of_own_data_are_taken_by_params(tmp_path):
         "\ncandidates:\n", f"\ncandidates:\n{candidate}"
     )
     anomaly = (
-        "  sales:\n    anomaly: {policy: false-positive-rate, value: 0.05, share: null, neighbours: 5, reasons: 3}\n"
+        "  sales:\n    anomaly: {policy: false-positive-rate, value: 0.05, share: null, neighbours: 5, "
+        "references: 4096, reasons: 3}\n"
     )
     text = text.replace("\napplications:\n", f"\napplications:\n{anomaly}")
     (tmp_path / "params.yaml").write_text(text)

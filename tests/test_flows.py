@@ -17,7 +17,7 @@ import pytest
 import zc.lockfile
 
 from conftest import make_project
-from flows import __main__, devices, training
+from flows import __main__, console, training
 from sevenfold import bundles, evaluation, report
 from sevenfold.registry import versions
 from sevenfold.workspace import Workspace
@@ -118,6 +118,9 @@ def test_a_published_version_has_the_report_of_its_day_and_the_numbers_of_the_pa
             above = client.get_run(version.run_id).data.tags["mlflow.parentRunId"]
             page = Path(client.download_artifacts(above, "report.html", str(tmp_path))).read_text()
             assert page == project.workspace.report.read_text()
+            for file in ("dvc.lock", "params.yaml"):
+                kept = Path(client.download_artifacts(above, f"provenance/{file}", str(tmp_path)))
+                assert kept.read_bytes() == (project.root / file).read_bytes()
             assert version.tags["verdict"] in page
             metrics = client.get_run(version.run_id).data.metrics
             primary = "explained_variance" if name == "digits-reduction" else "average_precision"
@@ -160,6 +163,7 @@ def test_a_report_is_written_again_where_results_are_newer(ran, tmp_path):
     assert page.read_text() == before
 
 
+@pytest.mark.slow
 def test_a_held_lock_is_waited_for_and_not_a_failure(project):
     project.edit("params.yaml", "hidden: [128]", "hidden: [132]")
     command = [sys.executable, "-c", WITH_SERVER, "flows.training"]
@@ -247,6 +251,7 @@ def test_a_second_run_trains_nothing_publishes_nothing_and_says_so(ran):
     assert (history(project), versions.every(project.workspace)) == before
 
 
+@pytest.mark.slow
 def test_after_dvc_repro_the_flow_finds_nothing_to_train(reproduced, tmp_path):
     project = reproduced.copy(tmp_path / "project")
     done = run(project)
@@ -256,6 +261,7 @@ def test_after_dvc_repro_the_flow_finds_nothing_to_train(reproduced, tmp_path):
     assert {name for name, _ in tasks} == {"elect digits-reduction", "elect wdbc-anomaly", "score"}
 
 
+@pytest.mark.slow
 def test_one_failing_variant_is_named_and_stops_nobody(project):
     project.edit("params.yaml", NOISE, f"{NOISE}\n    training: {{learning_rate: 1.0e+30}}")
     project.edit("params.yaml", "hidden: [128]", "hidden: [129]")
@@ -277,6 +283,7 @@ def test_one_failing_variant_is_named_and_stops_nobody(project):
     assert {state for _, state in tasks} <= {"Completed", "Failed"}
 
 
+@pytest.mark.slow
 def test_data_that_fail_validation_stop_that_data_set_only(project):
     frame = pd.read_parquet(project.root / "data/raw/wdbc.parquet").drop(columns="mean radius")
     frame.to_parquet(project.root / "data/raw/broken.parquet")
@@ -302,6 +309,7 @@ def test_data_that_fail_validation_stop_that_data_set_only(project):
     assert [state for name, state in tasks if name == "train@digits-deep"] == ["Completed", "Completed"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_stops_the_trainers_and_the_next_run_goes_on(project, number):
     project.edit("params.yaml", NOISE, f"{NOISE}\n    training: {{epochs: 1000000, patience: 1000000}}")
@@ -350,6 +358,14 @@ def _processes(project):
     return found
 
 
+def test_a_line_of_no_step_is_shown_with_how_far_the_run_is(capsys):
+    with console.Display(3) as display:
+        display.begin("train@a")
+        display.end("train@a")
+        display.note("waiting for a GPU")
+    assert capsys.readouterr().out == "[1/3] waiting for a GPU\n"
+
+
 def test_two_runs_on_one_workspace_do_not_mix(project):
     project.edit("params.yaml", "hidden: [128]", "hidden: [131]")
     with project.workspace.lock("run"):
@@ -383,36 +399,3 @@ def test_the_batch_flow_runs_a_champion_over_new_rows(project):
     flows, tasks = history(project)
     assert [state for _, state in flows[-2:]] == ["Completed", "Failed"]
     assert [state for name, state in tasks if name == "score"][-2:] == ["Completed", "Failed"]
-
-
-@pytest.mark.parametrize(
-    ("gpus", "cores", "threads", "names"),
-    [
-        ([], 2, 1, ["cpu-0", "cpu-1"]),
-        ([], 2, 4, ["cpu-0"]),
-        ([], 64, 1, [f"cpu-{i}" for i in range(8)]),
-        (["0", "3"], 4, 2, ["cpu-0", "cpu-1", "cuda-0", "cuda-3"]),
-    ],
-)
-def test_devices_never_take_more_cores_than_there_are(gpus, cores, threads, names):
-    found = devices.arrange(gpus, cores=cores, threads=threads)
-    assert [device.name for device in found] == names
-    slots = [device for device in found if not device.is_gpu]
-    assert len(slots) * threads <= max(cores, threads)
-    assert all(device.environment["CUDA_VISIBLE_DEVICES"] == "" for device in slots)
-
-
-def test_training_goes_to_gpus_where_there_are_some_and_no_device_is_lent_twice():
-    desk = devices.Desk(devices.arrange(["0"], cores=1, threads=1))
-    gpu, cpu = desk.lend("train"), desk.lend("rivals")
-    assert (gpu.name, cpu.name) == ("cuda-0", "cpu-0")
-    assert desk.lend("train") is None
-    assert desk.lend("evaluate") is None
-    desk.give_back(gpu)
-    assert desk.lend("train") is gpu
-
-
-def test_without_gpus_training_takes_cpu_slots():
-    desk = devices.Desk(devices.arrange([], cores=2, threads=1))
-    assert {desk.lend("train").name, desk.lend("train").name} == {"cpu-0", "cpu-1"}
-    assert desk.lend("train") is None

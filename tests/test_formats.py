@@ -203,6 +203,41 @@ def test_only_the_empty_field_is_a_gap_and_whatever_is_named(tmp_path):
     assert rows.take(np.array([0])).gaps == ("?", "NA")
 
 
+ODD = {
+    "quotes": 'a,b\n"x, y","say ""so"""\n5" pipe,"two\nlines"\n"","q"x\n',
+    "blank lines": "\na,b\n\n1,2\n   \n\n3,4\n",
+    "short rows": "a,b,c\n1,2,3\n4\n5,6\n",
+    "no name": "a,,c\n1,2,3\n4,5,6\n",
+    "windows": 'a,b\r\n1,"x\r\ny"\r\n,\r\n',
+    "old mac": "a,b\r1,2\r3,4\r",
+    "no end of line": "a,b\n1,2\n3,",
+    "one column": "a\n1\n\n  \n2\n",
+    "byte order mark": "\ufeffa,b\n1,2\n",
+    "blanks": "a,b\n x ,  \n\t,NA\n",
+    "long": "a,b\n" + "\n".join(f"{i},{'x' * 9000}" for i in range(1200)),
+    "short at the end": "a,b\n" + "1,2\n" * 50_000 + "3\n" + "4,5\n" * 10,
+    "a row as long as a block": "a,b\n1,2\n" + f"{'x' * (9 << 20)},3\n4,5\n",
+    "other separator": "a;b\n1,5;2\n",
+    "accents": "größe,b\nüber,ß\n",
+}
+
+
+@pytest.mark.parametrize("text", ODD.values(), ids=ODD)
+@pytest.mark.parametrize("zipped", [False, True])
+def test_odd_csv_files_are_read_as_pandas_reads_them(text, zipped, tmp_path):
+    path = tmp_path / ("t.csv.gz" if zipped else "t.csv")
+    path.write_bytes(gzip.compress(text.encode()) if zipped else text.encode())
+    separator = ";" if ";" in text else ","
+    wanted = pd.read_csv(path, dtype="str", sep=separator, keep_default_na=False, na_values=[""], index_col=False)
+    for size in (2, 7000):
+        if len(text) > 100_000 and size < 100:
+            continue
+        parts = list(formats.batches(path, size))
+        assert [len(p) for p in parts[:-1]] == [size] * (len(parts) - 1)
+        assert all(part.text for part in parts)
+        pd.testing.assert_frame_equal(together(parts).frame, wanted)
+
+
 def test_a_long_csv_column_is_not_numbers_in_one_piece_and_text_in_another(tmp_path):
     path = tmp_path / "a.csv"
     header, row = ",".join(f"c{i}" for i in range(32)), ",".join(["007"] * 32)  # pandas takes 2**20 values at a time

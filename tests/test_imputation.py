@@ -273,7 +273,7 @@ def test_rows_without_a_single_value_get_finite_fills():
     x = np.zeros((3, data.test.x.shape[1]), np.float32)
     filled = application.fill(model, x, np.zeros(x.shape, bool))
     assert np.isfinite(filled).all()
-    assert np.array_equal(filled[0], filled[2])
+    np.testing.assert_allclose(filled[0], filled[2], atol=1e-5)  # sums of few rows end differently by their place
 
 
 # -- what it is made of --------------------------------------------------------------------------------------------------

@@ -12,21 +12,28 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sevenfold import bundles, files, formats, jobs, operations
+from sevenfold import bundles, files, formats, index_folders, jobs, operations
 from sevenfold.bundles import BundleError
 from sevenfold.datasets.base import DataError
+from sevenfold.jobs import JobError
+from sevenfold.manifests import ResumeError
 from tests import tiny
 
 SUFFIXES = formats.OUTPUT_SUFFIXES
 
 
-@pytest.fixture(autouse=True)
-def small_batches(monkeypatch):
-    monkeypatch.setattr(jobs, "BATCH_SIZE", 7)
-
-
-def run(source, destination, operation="score", kind="table", name="anomaly", **more):
-    return jobs.apply(tiny.bundle(kind, name), "model/1", "digest", operation, source, destination, **more)
+def run(source, destination, operation="score", kind="table", name="anomaly", bundle=None, on_progress=None, **more):
+    """Run a job in batches of 7 rows, unless it is told otherwise."""
+    return jobs.apply(
+        bundle or tiny.bundle(kind, name),
+        "model/1",
+        "digest",
+        operation,
+        source,
+        destination,
+        jobs.Settings(**{"batch_size": 7} | more),
+        on_progress=on_progress or (lambda progress: None),
+    )
 
 
 def read(path):
@@ -102,7 +109,7 @@ def test_numbers_that_are_text_or_truth_values_are_refused_where_the_file_has_ty
     frame = tiny.table(9).frame.drop(columns="vip").assign(age=values, vip=["True"] * 9)
     source = put(tmp_path / f"in{suffix}", formats.Rows(frame))
     with pytest.raises(
-        DataError, match=r"'age' has 7 values that are no numbers \(first: .* in row 0\); expected numbers; convert"
+        DataError, match=r"'age' has 9 values that are no numbers \(first: .* in row 0\); expected numbers; convert"
     ):
         run(source, tmp_path / "out.csv")
 
@@ -113,10 +120,10 @@ def test_a_word_for_a_gap_is_one_in_a_job_too(tmp_path):
     frame = tiny.table(15).frame
     for name, word in (("empty", ""), ("words", "?")):
         frame.to_csv(tmp_path / f"{name}.csv", index=False, na_rep=word)
-        jobs.apply(taught, "m", "d", "score", tmp_path / f"{name}.csv", tmp_path / f"{name}.out.csv")
+        run(tmp_path / f"{name}.csv", tmp_path / f"{name}.out.csv", bundle=taught)
     assert (tmp_path / "words.out.csv").read_bytes() == (tmp_path / "empty.out.csv").read_bytes()
     with pytest.raises(
-        DataError, match=r"'income' has 1 values .*\(first: '\?' in row 0\); .*train with `gaps: \['\?'\]`"
+        DataError, match=r"'income' has 3 values .*\(first: '\?' in row 0\); .*train with `gaps: \['\?'\]`"
     ):
         run(tmp_path / "words.csv", tmp_path / "out.csv")
 
@@ -137,19 +144,18 @@ def test_a_job_writes_what_the_application_predicts(tmp_path):
 
 @pytest.mark.parametrize("operation", ["encode", "score"])
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])
-def test_batches_give_what_one_batch_gives(tmp_path, monkeypatch, operation, suffix):
+def test_batches_give_what_one_batch_gives(tmp_path, operation, suffix):
     frame = tiny.table(50, seed=4).frame
     # Only the second batch of each shows what type the column has.
     frame["note"] = [None] * 20 + ["late"] * 30
     frame["number"] = [1.0] * 20 + [np.nan] + [2.5] * 29
     source = put(tmp_path / f"in{suffix}", formats.Rows(frame))
-    run(source, tmp_path / f"many{suffix}", operation)
-    monkeypatch.setattr(jobs, "BATCH_SIZE", 1000)
-    run(source, tmp_path / f"one{suffix}", operation)
-    # A row alone and one among others may differ in the last digit of a sum.
-    pd.testing.assert_frame_equal(
-        read(tmp_path / f"many{suffix}"), read(tmp_path / f"one{suffix}"), rtol=1e-4, atol=1e-5
-    )
+    one = run(source, tmp_path / f"one{suffix}", operation, batch_size=1000)
+    for more in ({}, {"batch_size": 1}, {"workers": 1}, {"workers": 5}):
+        many = run(source, tmp_path / f"many{suffix}", operation, **more)
+        assert many.output_digest == one.output_digest
+    run(source, tmp_path / f"parted{suffix}", operation, partition_rows=16)
+    pd.testing.assert_frame_equal(read(tmp_path / f"parted{suffix}"), read(tmp_path / f"one{suffix}"))
 
 
 def test_images_keep_what_lies_beside_them(tmp_path):
@@ -192,7 +198,7 @@ def test_images_without_their_noise_are_of_the_kind_they_were(tmp_path):
     clean = formats.read(tmp_path / "clean.npz")
     assert (clean.images.shape, clean.images.dtype) == (rows.images.shape, np.uint8)
     assert clean.frame["label"].tolist() == rows.frame["label"].tolist()
-    with pytest.raises(formats.FormatError, match=r"is to hold images; expected a name that ends in .npz"):
+    with pytest.raises(formats.FormatError, match=r"cannot write '.csv' by `denoise`; expected .npz or a folder"):
         run(tmp_path / "noisy.npz", tmp_path / "clean.csv", **images)
 
 
@@ -205,7 +211,7 @@ def test_the_receipt_tells_what_was_done_with_what(tmp_path, monkeypatch):
     source = put(tmp_path / "in.csv", tiny.table(30))
     seen = []
     start = time.perf_counter()
-    receipt = run(source, tmp_path / "out.parquet", on_rows=seen.append)
+    receipt = run(source, tmp_path / "out.parquet", on_progress=lambda progress: seen.append(progress.rows))
     written = json.loads((tmp_path / "out.parquet.receipt.json").read_text())
     assert written == receipt.to_json()
     assert (receipt.operation, receipt.model, receipt.digest, receipt.rows) == ("score", "model/1", "digest", 30)
@@ -231,18 +237,19 @@ def test_a_job_that_fails_in_the_middle_leaves_nothing_and_keeps_an_older_output
     source = put(tmp_path / "in.csv", tiny.table(30))
     before = contents(tmp_path)
 
-    def fail(rows):
-        if rows > 7:
+    def fail(progress):
+        if progress.rows > 7:
             raise OSError("no space left on device")
 
-    for suffix in SUFFIXES:
-        with pytest.raises(OSError, match="no space"):
-            run(source, tmp_path / f"out{suffix}", on_rows=fail)
+    said = r"partition 0 \(rows 0 to 29 of in.csv\) failed: no space left on device; nothing was written"
+    for suffix in ("", *SUFFIXES):
+        with pytest.raises(JobError, match=said):
+            run(source, tmp_path / f"out{suffix}", on_progress=fail)
     assert contents(tmp_path) == before
     run(source, tmp_path / "out.csv")
     before = contents(tmp_path)
-    with pytest.raises(OSError, match="no space"):
-        run(source, tmp_path / "out.csv", "encode", on_rows=fail)
+    with pytest.raises(JobError, match=said):
+        run(source, tmp_path / "out.csv", "encode", on_progress=fail)
     assert contents(tmp_path) == before
 
 
@@ -268,10 +275,10 @@ def test_all_problems_of_all_batches_come_at_once_and_nothing_is_written(tmp_pat
 
 def test_an_error_stays_readable_however_many_batches_have_the_same_trouble(tmp_path, monkeypatch):
     frame = tiny.table(50).frame.assign(age=np.inf)
-    monkeypatch.setattr(jobs, "BATCH_SIZE", 1)
     monkeypatch.setattr(jobs, "MOST_PROBLEMS", 10)
+    frame.to_parquet(tmp_path / "in.parquet", row_group_size=1)
     with pytest.raises(DataError) as failure:
-        run(put(tmp_path / "in.parquet", formats.Rows(frame)), tmp_path / "out.csv")
+        run(tmp_path / "in.parquet", tmp_path / "out.csv", partition_rows=1)
     assert len(failure.value.problems) == 11
     assert failure.value.problems[-1] == "and 40 more such problems"
 
@@ -310,6 +317,20 @@ def test_images_that_do_not_fit_are_refused_with_a_remedy(tmp_path, make, messag
     with pytest.raises(DataError, match=message):
         run(tmp_path / "in.npz", tmp_path / "out.csv", "encode", "images", "reduction")
     assert contents(tmp_path) == before
+
+
+def test_image_files_that_do_not_fit_are_named_once_by_size(tmp_path):
+    from PIL import Image
+
+    for i, shape in enumerate([(8, 6), (8, 5), (8, 6), (8, 5), (8, 6, 3)]):
+        Image.fromarray(np.zeros(shape, np.uint8)).save(tmp_path / f"{i}.png")
+    with pytest.raises(DataError) as failure:
+        run(tmp_path, tmp_path / "out.csv", "encode", "images", "reduction")
+    told = [problem.split(";")[0] for problem in failure.value.problems]
+    assert told == [
+        "1.png: got images 5x8 with 1 channel",
+        "4.png: got images 6x8 with 3 channels",
+    ]
 
 
 def test_a_table_for_images_and_images_for_a_table_are_refused(tmp_path):
@@ -361,8 +382,13 @@ def test_a_missing_output_folder_is_made(tmp_path):
 @pytest.mark.parametrize(
     ("output", "error", "message"),
     [
-        ("out.xlsx", formats.FormatError, r"out\.xlsx: cannot write '?\.xlsx'?; expected \.parquet, \.csv, \.npz"),
-        ("out", formats.FormatError, "out: cannot write"),
+        (
+            "out.xlsx",
+            formats.FormatError,
+            r"out\.xlsx: cannot write '\.xlsx' by `score`; expected \.parquet, \.csv, \.npz or a folder",
+        ),
+        ("theirs", FileExistsError, "theirs holds files that no job wrote; expected a new or empty folder"),
+        ("theirs/file", FileExistsError, "is a file; expected a folder's name"),
         ("in.csv", ValueError, "input and output are both .*; give the output another name"),
         ("data.parquet", IsADirectoryError, "is a folder; expected a file's name"),
         ("in.csv/out.csv", PermissionError, r"cannot be written: .*in\.csv is no folder that you may write to; choose"),
@@ -372,10 +398,81 @@ def test_an_output_that_cannot_be_written_is_refused_before_anything_is_read(tmp
     put(tmp_path / "in.csv", tiny.table(9))
     (tmp_path / "data.parquet").mkdir()
     (tmp_path / "data.parquet" / "part.0").write_text("of the user")
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "file").write_text("of the user")
     before = contents(tmp_path)
     with pytest.raises(error, match=message):
         run(tmp_path / "in.csv", tmp_path / output)
     assert contents(tmp_path) == before
+
+
+def test_a_file_of_the_input_is_not_taken_for_an_earlier_output(tmp_path):
+    for month in ("jan", "feb"):
+        put(tmp_path / f"{month}.csv", tiny.table(20))
+    before = (tmp_path / "jan.csv").read_bytes()
+    with pytest.raises(ValueError, match=r"the output .*jan\.csv is one of the files of the input"):
+        run(f"{tmp_path}/*.csv", tmp_path / "jan.csv")
+    assert (tmp_path / "jan.csv").read_bytes() == before
+    # One that a job made is left out, and made again.
+    assert run(f"{tmp_path}/*.csv", tmp_path / "scores.csv").rows == 40
+    assert run(f"{tmp_path}/*.csv", tmp_path / "scores.csv").rows == 40
+
+
+def test_a_job_that_begins_anew_replaces_an_index_that_an_earlier_one_made(tmp_path):
+    def build(source, **more):
+        settings = jobs.Settings(options={"id": "customer"}, **more)
+        return jobs.apply(
+            tiny.bundle("table", "search"), "m", "d", "index", source, tmp_path / "index", settings, record=killed
+        )
+
+    def killed(receipt):
+        raise KeyboardInterrupt
+
+    first, second = put(tmp_path / "a.parquet", tiny.table(90)), put(tmp_path / "b.parquet", tiny.table(40))
+    with pytest.raises(KeyboardInterrupt):
+        build(first)
+    with pytest.raises(ResumeError, match="--restart"):
+        build(second)
+    with pytest.raises(KeyboardInterrupt):
+        build(second, begun="restart")
+    assert index_folders.Reader(tmp_path / "index").manifest.count == 40
+    with pytest.raises(KeyboardInterrupt):
+        build(second)  # which goes on, and leaves what is there
+    assert index_folders.Reader(tmp_path / "index").manifest.count == 40
+
+
+@pytest.mark.parametrize(("written", "given"), [(" ", r"\s+"), ("^", "^"), (";", None)])
+def test_cells_are_told_apart_by_whatever_the_user_says_or_the_header_shows(tmp_path, written, given):
+    rows = tiny.table(60).frame
+    rows["kind"] = rows["kind"].str.replace(" ", "_")
+    rows = rows.assign(income=rows["income"].fillna(30.0))
+    rows.to_csv(tmp_path / "plain.csv", index=False)
+    rows.to_csv(tmp_path / "other.csv", index=False, sep=written)
+    run(tmp_path / "plain.csv", tmp_path / "plain-out.csv")
+    if given is not None:
+        with pytest.raises(DataError, match=r"its header has one column; .* by `--separator`"):
+            run(tmp_path / "other.csv", tmp_path / "other-out.csv")
+    receipt = run(tmp_path / "other.csv", tmp_path / "other-out.csv", separator=given)
+    assert (tmp_path / "other-out.csv").read_bytes() == (tmp_path / "plain-out.csv").read_bytes()
+    assert receipt.details["separator"] == given
+
+
+def test_a_separator_is_for_csv_files_alone(tmp_path):
+    source = put(tmp_path / "in.parquet", tiny.table(20))
+    with pytest.raises(formats.FormatError, match=r"separator is ';', and .* holds no CSV files; leave it out"):
+        run(source, tmp_path / "out.csv", separator=";")
+
+
+def test_a_damaged_line_late_in_a_csv_file_is_told_with_what_was_done(tmp_path, monkeypatch):
+    monkeypatch.setattr(jobs, "FIRST_ROWS", 20)
+    rows = put(tmp_path / "in.csv", tiny.table(200))
+    with rows.open("a") as file:
+        file.write('"customer,Bern\n')
+    with pytest.raises(
+        formats.FormatError, match=r"partitions before that are done, and nothing was written; .*--restart"
+    ):
+        run(rows, tmp_path / "out.csv", partition_rows=20, workers=1)
+    assert not (tmp_path / "out.csv").exists()
 
 
 @pytest.mark.skipif(os.getuid() == 0, reason="root may write everywhere")
@@ -419,29 +516,30 @@ import sys
 from pathlib import Path
 from sevenfold import bundles, jobs
 bundle, source = bundles.load(Path(sys.argv[1])), Path(sys.argv[2])
-jobs.apply(bundle, "m", "d", "encode", source, source.with_name("out.parquet"))
+how = jobs.Settings(batch_size=4096, partition_rows=20_000)
+jobs.apply(bundle, "m", "d", "encode", source, source.with_name("out.parquet"), how)
 print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
 """
     frame = tiny.table(20_000).frame.assign(**{f"note_{i}": 1.5 for i in range(40)})
     peaks = []
-    for times in (3, 18):
+    for times in (10, 40):  # by ten partitions, the allocators hold what they go on using
         pd.concat([frame] * times).to_parquet(tmp_path / "in.parquet", row_group_size=20_000)
         command = [sys.executable, "-c", code, str(folder), str(tmp_path / "in.parquet")]
         peaks.append(int(subprocess.run(command, capture_output=True, text=True, check=True).stdout) // 1024)
-    whole = frame.memory_usage(deep=True).sum() * 15 // 2**20
+    whole = frame.memory_usage(deep=True).sum() * 30 // 2**20
     assert peaks[1] - peaks[0] < whole / 2, f"{peaks} MiB, where the rows added would fill {whole}"
 
 
 def test_a_job_that_is_asked_to_end_leaves_nothing_half_written(tmp_path):
     tiny.saved(tmp_path / "bundle", "table", "anomaly")
-    tiny.table(200_000).frame.to_parquet(tmp_path / "rows.parquet")
+    tiny.table(60_000).frame.to_parquet(tmp_path / "rows.parquet")
     code = "import sys; from sevenfold import cli; cli.main(sys.argv[1:])"
     command = [sys.executable, "-c", code, "score", "bundle", "rows.parquet", "out/scored.parquet"]
     (tmp_path / "params.yaml").touch()
     (tmp_path / "dvc.yaml").touch()
     with subprocess.Popen(command, cwd=tmp_path, env={**os.environ, "SEVENFOLD_WORKSPACE": str(tmp_path)}) as process:
-        while process.poll() is None and not list(tmp_path.glob("out/.*/scored.parquet")):
-            time.sleep(0.05)
+        while process.poll() is None and not list(tmp_path.glob("out/.scored.parquet.partial/parts/.part*/*")):
+            time.sleep(0.01)
         process.terminate()
     assert process.returncode == 128 + signal.SIGTERM
-    assert list((tmp_path / "out").iterdir()) == []
+    assert not (tmp_path / "out").exists()

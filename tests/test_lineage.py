@@ -1,5 +1,7 @@
 """From a model, a receipt or an output, the same story is told; what was changed since is said so."""
 
+import dataclasses
+
 import pandas as pd
 import pytest
 
@@ -116,3 +118,7 @@ def test_the_text_fits_a_terminal(place, version, job):
     long = [line for line in text.splitlines() if len(line) > 80 and not line.startswith(("    from", "    to"))]
     assert long == []
     assert {"Model", "Code", "Data", "Environment"} <= set(text.splitlines())
+
+
+def test_an_output_in_a_store_is_elsewhere(job):
+    assert lineage.state(dataclasses.replace(job, output="s3://bucket/out.parquet")) == "elsewhere"

@@ -93,6 +93,13 @@ def test_a_candidates_own_settings_go_over_the_common_ones(load):
     assert settings.rule("digits-anomaly").must_beat_rivals
 
 
+def test_a_candidates_resources_go_over_those_of_its_variant(load):
+    assert load(SMALL).gpus("small") is None
+    variant = load(SMALL).candidates["small"].variant
+    assert load(SMALL + f"resources:\n  {variant}: {{gpus: 1}}\n").gpus("small") == 1
+    assert load(SMALL + f"resources:\n  {variant}: {{gpus: 1}}\n  small: {{gpus: 0}}\n").gpus("small") == 0
+
+
 def test_a_contests_rule_goes_over_its_applications_and_that_over_the_common_one(load):
     text = changed(("{must_beat_rivals: true}", "{must_beat_rivals: true, floor: 0.1, margin: 0.1, max_megabytes: 9}"))
     text += """gates:
@@ -292,6 +299,18 @@ WRONG = {
     "one slice for a list": (
         [("{must_beat_rivals: true}", "{must_beat_rivals: true, slices: label}")],
         "gate.slices is 'label': input should be a valid tuple",
+    ),
+    "resources of nothing": (
+        [("gate:", "resources: {depe: {gpus: 1}}\ngate:")],
+        "resources.depe: no such candidate or variant, did you mean 'deep'?; there are: ",
+    ),
+    "more GPUs than one": (
+        [("gate:", "resources: {small: {gpus: 2}}\ngate:")],
+        "resources.small.gpus is 2: input should be less than or equal to 1",
+    ),
+    "misspelled resource": (
+        [("gate:", "resources: {small: {gpu: 1, gpus: 1}}\ngate:")],
+        "resources.small.gpu: unknown key, did you mean 'gpus'?; there are: gpus",
     ),
     "misspelled override": (
         [("code: 2}", "code: 2}\n    training: {epoch: 2}")],

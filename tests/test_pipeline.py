@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -14,7 +15,9 @@ import pytest
 import torch
 
 from conftest import make_project
-from sevenfold import bundles, evaluation, pipeline, stages, training
+from flows import devices
+from sevenfold import bundles, drift, evaluation, pipeline, stages, training
+from sevenfold.datasets.base import Dataset
 from sevenfold.pipeline import Reproduction
 from sevenfold.workspace import Workspace
 
@@ -44,6 +47,15 @@ def test_dvc_alone_builds_every_metric_plot_and_bundle_without_a_server(reproduc
     assert not (root / ".sevenfold/prefect").exists()
     assert "up to date" in reproduced.run("dvc", "status").stdout
     assert names(reproduced) == []
+
+
+def test_every_bundle_knows_all_rows_of_the_split_that_its_model_was_trained_on(reproduced):
+    for folder in bundle_digests(reproduced):
+        bundle = bundles.load(reproduced.root / folder)
+        dataset = Dataset.load(reproduced.root / "data/prepared" / bundle.origin["dataset"])
+        found = drift.compare(bundle.reference, bundle.model, bundle.schema, dataset.test.x, dataset.test.observed)
+        assert found.rows_then == len(dataset.train)
+        assert found.reading != "large"
 
 
 def test_dvc_shows_metrics_and_plots(reproduced, tmp_path):
@@ -112,6 +124,7 @@ def test_a_change_makes_stale_what_depends_on_it(project, file, old, new, first)
     assert not any(other in name for name in found)
 
 
+@pytest.mark.slow
 def test_experiments_change_a_parameter_without_an_edit(project):
     project.run("dvc", "exp", "run", "--quiet", "--name", "wider", "-S", "candidates.digits-deep.options.hidden=[8]")
     shown = project.run("dvc", "exp", "show", "--csv").stdout
@@ -120,6 +133,7 @@ def test_experiments_change_a_parameter_without_an_edit(project):
     assert "explained_variance" in changed
 
 
+@pytest.mark.slow
 def test_two_runs_from_scratch_give_equal_bundles(reproduced, tmp_path):
     second = make_project(tmp_path / "second")
     second.run("dvc", "repro", "--quiet")
@@ -187,6 +201,29 @@ def test_stopping_ends_the_trainer_too(project):
     assert not (project.root / "results/candidates/digits-deep").exists()
     with pytest.raises(pipeline.StoppedError, match="not begun"):
         reproduction.run("train@digits-deep", project.environment(), print)
+
+
+@pytest.mark.slow
+def test_the_device_of_a_stage_is_held_by_its_processes_and_free_once_they_are_killed(project, tmp_path):
+    project.edit("params.yaml", "epochs: 12", "epochs: 1000000")
+    project.edit("params.yaml", "patience: 40", "patience: 1000000")
+    available = devices.arrange(["0"], cores=1, threads=1)
+    other, seen = devices.Desk(available, tmp_path), []
+
+    def kill_when_training(line):
+        if "epoch" in line and not seen:
+            desk.__exit__()  # as if the run itself were no more
+            seen.append(other.lend(wants_gpu=True))
+            for process in reproduction._running:
+                os.killpg(process.pid, signal.SIGKILL)
+
+    with Reproduction(project.workspace) as reproduction:
+        desk = devices.Desk(available, tmp_path)
+        locks = desk.descriptors(desk.lend(wants_gpu=True))
+        with pytest.raises(pipeline.StageError):
+            reproduction.run("train@digits-deep", project.environment(), kill_when_training, keep_open=locks)
+    assert seen == [None]
+    assert other.lend(wants_gpu=True).name == "cuda-0"
 
 
 def _alive(group):

@@ -51,7 +51,9 @@ def address(place, tmp_path_factory):
     command = tracking.server_command(place, host="127.0.0.1", port=port)
     log = tmp_path_factory.mktemp("server") / "log"
     with log.open("wb") as out:
-        server = subprocess.Popen(command, env=place.environment(), stdout=out, stderr=out, start_new_session=True)
+        server = subprocess.Popen(
+            command, env=place.environment() | {"MLFLOW_WORKERS": "1"}, stdout=out, stderr=out, start_new_session=True
+        )
     try:
         for _ in range(300):
             assert server.poll() is None, log.read_text()[-2000:]

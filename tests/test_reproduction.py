@@ -114,8 +114,9 @@ def test_a_version_is_identical_when_it_is_built_again_and_nothing_stays(project
 
 @pytest.mark.slow
 def test_a_version_whose_record_is_otherwise_differs_and_the_cause_is_named(project):
-    told = next((project.root / ".sevenfold").glob("mlflow/artifacts/**/provenance/environment.json"))
-    kept = told.read_text(encoding="utf-8")
+    # The whole run has one, and so has the training: of either the version may tell.
+    records = [*(project.root / ".sevenfold").glob("mlflow/artifacts/**/provenance/environment.json")]
+    kept = {path: path.read_text(encoding="utf-8") for path in records}
     change = (
         "from sevenfold import workspace; from sevenfold.registry import versions; place = workspace.find()\n"
         "with place.settled():\n"
@@ -123,14 +124,16 @@ def test_a_version_whose_record_is_otherwise_differs_and_the_cause_is_named(proj
         "    versions.annotate(place, version, {'data_digest': VALUE})\n"
     )
     digest = json.loads(project.run("sevenfold", "lineage", "wdbc-anomaly", "--json").stdout)["data"]["prepared_digest"]
-    changed = json.loads(kept)
-    changed["packages"]["numpy"] = "1.0"
     try:
-        told.write_text(json.dumps(changed), encoding="utf-8")
+        for path, text in kept.items():
+            changed = json.loads(text)
+            changed["packages"]["numpy"] = "1.0"
+            path.write_text(json.dumps(changed), encoding="utf-8")
         project.run(sys.executable, "-c", change.replace("VALUE", repr("0" * 64)))
         done = project.run("sevenfold", "reproduce", "wdbc-anomaly", check=False)
     finally:
-        told.write_text(kept, encoding="utf-8")
+        for path, text in kept.items():
+            path.write_text(text, encoding="utf-8")
         project.run(sys.executable, "-c", change.replace("VALUE", repr(digest)))
     assert done.returncode == 1
     assert "prepared data  DIFFERENT  000000000000" in done.stdout

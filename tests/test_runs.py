@@ -1,9 +1,13 @@
 """A contest's results are runs: each logged once, below the pipeline run that brought it, failed ones too."""
 
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
 import pandas as pd
 import pytest
 
 from sevenfold.registry import runs, tracking
+from sevenfold.workspace import Workspace
 from tests import tiny
 
 CURVES = pd.DataFrame({"epoch": range(1, 601), "loss": 0.5, "rate": 0.1})
@@ -20,9 +24,9 @@ def place(tmp_path, monkeypatch):
         yield place
 
 
-def record(place, entries, title="run 1"):
+def record(place, entries, title="run 1", **more):
     return runs.record(
-        place, "table-x", entries, pipeline_run=title, description="**x**", texts={"contest.md": "table"}
+        place, "table-x", entries, pipeline_run=title, description="**x**", texts={"contest.md": "table"}, **more
     )
 
 
@@ -54,3 +58,18 @@ def test_a_run_that_was_left_unfinished_is_logged_again(place):
     second = record(place, [GOOD])["a"]
     assert second != first
     assert client.get_run(first).info.lifecycle_stage == "deleted"
+
+
+def test_the_pipeline_run_keeps_folders_and_is_found_by_when_it_began(place, tmp_path):
+    begun = datetime.now(UTC)
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "dvc.lock").write_bytes(b"schema: '2.0'\n")
+    record(place, [GOOD], folders={"provenance": tmp_path / "kept"})
+    ((contest, parent),) = runs.parents(place, begun, by=place)
+    assert contest == "table-x"
+    there = tracking.client(place).download_artifacts(parent, "provenance/dvc.lock", str(tmp_path))
+    assert Path(there).read_bytes() == b"schema: '2.0'\n"
+    record(place, [GOOD], "run 2")
+    assert len(runs.parents(place, begun, by=place)) == 1
+    assert runs.parents(place, datetime.now(UTC) + timedelta(seconds=1), by=place) == []
+    assert runs.parents(place, begun, by=Workspace(tmp_path / "elsewhere")) == []

@@ -3,6 +3,7 @@
 import io
 import json
 import pickle
+import re
 import shutil
 from pathlib import Path
 
@@ -184,3 +185,14 @@ def test_a_sample_of_every_kind_loads_without_pickle(tmp_path):
     for name in ("table", "images"):
         samples.dataset(name).save(tmp_path / name)
         assert len(Dataset.load(tmp_path / name).train) == len(samples.dataset(name).train)
+
+
+def test_each_hole_that_is_passed_over_names_a_pinned_package_and_says_why():
+    root = Path(__file__).parent.parent
+    pinned = {line.partition("==")[0].lower() for line in (root / "constraints.txt").read_text().splitlines()}
+    holes = [line.split(None, 2) for line in (root / ".ci/known-holes").read_text().splitlines() if line[:1] != "#"]
+    assert holes
+    for number, package, why in holes:
+        assert re.fullmatch(r"(CVE|GHSA|PYSEC)-[\w-]+", number)
+        assert package in pinned, f"{package} is not installed any more; remove its line"
+        assert len(why) > 40

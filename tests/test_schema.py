@@ -5,10 +5,12 @@ import re
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
-from sevenfold import formats
+from sevenfold import files, formats
+from sevenfold.datasets import base
 from sevenfold.datasets.base import DataError, Dataset, ImageSchema, Split, TableSchema, schema_from_json
 from sevenfold.formats import Rows
 
@@ -66,6 +68,55 @@ def test_every_kind_of_column_comes_back_in_its_own_unit_and_type(schema):
         assert back[name].dtype == raw[name].dtype
     for name in ("text", "text gaps"):
         assert back[name].dtype == "str"
+
+
+@pytest.mark.parametrize("kind", ["float32", "float64", "int8", "uint16", "int64"])
+def test_numbers_are_computed_in_double_precision_and_then_rounded(kind, monkeypatch):
+    monkeypatch.setattr(base, "_TOGETHER", 700)
+    drawn = np.random.default_rng(0).normal(40, 20, size=(3000, 3)).clip(0, 120).astype(kind)
+    frame = pa.table({f"column_{i}": column for i, column in enumerate(drawn.T)}).to_pandas()
+    schema = TableSchema.learn(Rows(frame[:1000]))
+    x, observed = schema.transform(Rows(frame))
+    mean, scale = (np.array([getattr(c, name) for c in schema.columns]) for name in ("mean", "scale"))
+    assert np.array_equal(x, ((drawn.astype(np.float64) - mean) / scale).astype(np.float32))
+    assert x.flags.c_contiguous
+    assert observed is None
+
+
+def one_by_one(schema, frame):
+    """Samples and observed cells by the definition, cell by cell."""
+    x, observed = [], []
+    for column in schema.columns:
+        cells = frame[column.name].tolist()
+        known = [cell is not None and cell is not pd.NA and cell == cell for cell in cells]
+        if column.kind == "numeric":
+            made = [[(float(c) - column.mean) / column.scale if k else 0.0] for c, k in zip(cells, known, strict=True)]
+        else:
+            texts = [str(int(c)) if isinstance(c, float) and c == c and c == int(c) else str(c) for c in cells]
+            made = [[k and t == one for one in column.categories] for t, k in zip(texts, known, strict=True)]
+        x.append(np.array(made, float))
+        observed.append(np.repeat(np.array(known)[:, None], column.width, axis=1))
+    return np.concatenate(x, axis=1).astype(np.float32), np.concatenate(observed, axis=1)
+
+
+@pytest.mark.parametrize("together", [7, 1000])
+def test_a_sample_is_what_the_definition_says_of_each_of_its_cells(schema, together, monkeypatch):
+    monkeypatch.setattr(base, "_TOGETHER", together)
+    wanted = one_by_one(schema, mixed())
+    for got, expected in zip(schema.transform(Rows(mixed())), wanted, strict=True):
+        assert np.array_equal(got, expected)
+    few = mixed()[:0]
+    x, observed = schema.transform(Rows(few))
+    assert x.shape == (0, *schema.shape)
+    assert observed is None
+
+
+def test_equal_values_of_two_types_are_two_categories():
+    values = pd.Series([1, True, "1", 2.5, None, "True", 1], dtype=object)
+    schema = TableSchema.learn(Rows(pd.DataFrame({"a": values})), categorical=("a",))
+    assert schema.columns[0].categories == ("1", "2.5", "True")
+    x, observed = schema.transform(Rows(pd.DataFrame({"a": values})))
+    assert np.where(observed.all(axis=1), x.argmax(axis=1), -1).tolist() == [0, 2, 0, 1, -1, 2, 0]
 
 
 def test_a_schema_is_the_same_after_json(schema):
@@ -408,6 +459,83 @@ def test_what_does_not_fit_an_image_set_is_said_with_value_expectation_and_remed
         schema.transform(as_rows(images))
 
 
+OPEN = ImageSchema((3, 8, 6), 0.0, 255.0, "uint8")
+
+
+def test_a_schema_for_any_size_is_that_of_the_training_in_json_and_for_its_images():
+    for schema in (OPEN.any_size(), OPEN.any_type()):
+        assert files.dumps(schema.to_json()) == files.dumps(OPEN.to_json())
+        assert schema_from_json(schema.to_json()) == OPEN
+        given = as_rows(np.random.default_rng(0).integers(0, 256, (4, 8, 6, 3), np.uint8))
+        np.testing.assert_array_equal(schema.transform(given)[0], OPEN.transform(given)[0])
+        np.testing.assert_array_equal(schema.inverse(OPEN.transform(given)[0]).images, given.images)
+
+
+@pytest.mark.parametrize("edges", [(1, 1), (8, 6), (100, 7)])
+def test_any_size_goes_there_and_back(edges):
+    given = as_rows(np.random.default_rng(0).integers(0, 256, (2, *edges, 3), np.uint8))
+    x, _ = OPEN.any_size().transform(given)
+    assert x.shape == (2, 3, *edges)
+    np.testing.assert_array_equal(OPEN.any_size().inverse(x, dtype=given.images.dtype).images, given.images)
+    if edges != (8, 6):
+        for schema in (OPEN, OPEN.any_type()):
+            with pytest.raises(
+                DataError, match=r"got images .*; expected images 6x8 with 3 channels; resize or convert"
+            ):
+                schema.transform(given)
+
+
+def test_any_size_has_its_channels_and_a_least_edge():
+    given = np.zeros((2, 9, 9), np.uint8)
+    assert OPEN.any_size().problems(as_rows(given)) == [
+        "got images 9x9 with 1 channel; expected images of any size with 3 channels; convert them to RGB"
+    ]
+    (problem,) = OPEN.any_size(3).problems(as_rows(np.zeros((2, 9, 2, 3), np.uint8)))
+    assert problem == (
+        "got images 2x9 with 3 channels; expected images of 3x3 or more with 3 channels; enlarge them or leave them out"
+    )
+
+
+@pytest.mark.parametrize(
+    ("trained", "given"),
+    [
+        (("uint8", 0, 255), "uint16"),
+        (("uint16", 0, 65535), "uint8"),
+        (("float32", 0, 1), "uint8"),
+        (("float64", 0, 1), "uint16"),
+        (("uint8", 0, 255), "bool"),
+    ],
+)
+def test_images_of_another_whole_type_go_by_that_types_range_and_come_back_in_it(trained, given):
+    dtype, low, high = trained
+    schema = ImageSchema((1, 8, 6), float(low), float(high), dtype)
+    top = 1 if given == "bool" else np.iinfo(given).max
+    values = np.random.default_rng(0).integers(0, top, (3, 8, 6), endpoint=True).astype(given)
+    for free in (schema.any_size(), schema.any_type()):
+        x, _ = free.transform(as_rows(values))
+        np.testing.assert_allclose(x[:, 0], values / top, atol=1e-6)
+        back = free.inverse(x, dtype=values.dtype).images
+        assert back.dtype == values.dtype
+        np.testing.assert_array_equal(back, values)
+
+
+def test_a_range_that_is_not_all_of_a_types_says_what_numbers_of_any_type_mean():
+    schema = ImageSchema((1, 8, 6), 0.0, 16.0, "uint8").any_size()
+    given = as_rows(np.full((1, 8, 6), 16, np.uint16))
+    x, _ = schema.transform(given)
+    assert x.max() == 1
+    assert schema.inverse(x, dtype=given.images.dtype).images.dtype == np.uint8
+    with pytest.raises(DataError, match="values reach from 255 to 255; expected 0 to 16"):
+        schema.transform(as_rows(np.full((1, 8, 6), 255, np.uint16)))
+
+
+def test_the_training_and_what_is_not_for_any_type_take_numbers_as_they_are():
+    given = as_rows(np.full((1, 8, 6, 3), 300, np.uint16))
+    with pytest.raises(DataError, match="values reach from 300 to 300; expected 0 to 255"):
+        OPEN.transform(given)
+    assert OPEN.any_type().transform(given)[0].max() == pytest.approx(300 / 65535)
+
+
 def test_a_range_that_the_images_do_not_tell_has_to_be_given_and_to_ascend():
     with pytest.raises(DataError, match=r"values of type float64 from 0 to 1 have no range .*`range: \[low, high\]`"):
         ImageSchema.learn(as_rows(noise("float64", 0, 0, 1)), value_range=None)
@@ -443,3 +571,17 @@ def test_a_prepared_set_that_is_missing_or_damaged_is_named(schema, tmp_path):
     (tmp_path / "demo" / "test" / "observed.npy").write_bytes(whole[:200])
     with pytest.raises(formats.FormatError, match=r"test/observed\.npy cannot be read: .*truncated; remove it and run"):
         Dataset.load(tmp_path / "demo")
+
+
+def test_text_is_the_number_that_python_makes_of_it_however_many_rows_come_together():
+    random = np.random.default_rng(0)
+    spellings = [" 5", "5 ", "inf", "-Infinity", "nan", "1e400", "1e-400", "+5", "1.", ".5", "-0", "-0.0", "007", "1E3"]
+    spellings += map(str, random.normal(size=300) * 10.0 ** random.integers(-300, 300, 300))
+    spellings += map(str, random.integers(-(2**63), 2**63 - 1, 100))
+    wanted = np.array([float(text) for text in spellings]) + 0.0
+    no_numbers = ["0x1A", "1_0", "  ", "5e", "1,5", "TRUE", "one"]
+    for texts, numbers in ((spellings, wanted), (spellings + no_numbers, [*wanted, *[np.nan] * len(no_numbers)])):
+        together = base._numbers(pd.Series([*texts, None], dtype="str"), text=True)
+        one_by_one = [base._numbers(pd.Series([text], dtype="str"), text=True)[0] for text in [*texts, None]]
+        np.testing.assert_array_equal(together, [*numbers, np.nan])
+        np.testing.assert_array_equal(one_by_one, together)

@@ -147,7 +147,7 @@ datasets:
     split: {validation: 0.2, test: 0.4, seed: 0}
 applications:
   table:
-    anomaly: {policy: false-positive-rate, value: 0.1, share: null, neighbours: 3, reasons: 2}
+    anomaly: {policy: false-positive-rate, value: 0.1, share: null, neighbours: 3, references: 4096, reasons: 2}
 training: {epochs: 1, patience: 1, batch_size: 64, learning_rate: 0.0001, warmup: 0.1, weight_decay: 0.0, gradient_clip: 1.0, threads: 1}
 candidates:
   good: {dataset: table, applications: [anomaly], rows: normal, variant: pca, options: {code: 2}}
@@ -308,6 +308,8 @@ def test_a_folders_threshold_moves_to_another_folder(place, call, tmp_path):
     assert call(*move, "--output", out)[0] == 0
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
     assert (out / "model.safetensors").read_bytes() == before["model.safetensors"]
+    assert (out / "reference.safetensors").read_bytes() == before["reference.safetensors"]
+    assert bundles.load(out).reference is not None
     moved = bundles.load(out).application
     assert (moved.policy, moved.value) == ("mad", 3.0)
     assert json.loads((out / "bundle.json").read_text())["application"]["options"]["policy"] == "mad"

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sevenfold import bundles, files, formats, operations
+from sevenfold import bundles, files, formats, operations, upgrades
 from sevenfold.bundles import BundleError
 
 OLD = {path.name: path for path in sorted((Path(__file__).parent / "old_bundles").iterdir())}
@@ -54,7 +54,7 @@ def test_an_old_bundle_that_would_compute_something_else_is_refused_with_the_rea
 
 
 @pytest.mark.parametrize(
-    "name", ["1-images-deep-reduction", "2-numbers-deep-reduction", "2-images-convolutional-reduction"]
+    "name", ["1-images-deep-reduction", "2-numbers-deep-reduction", "3-images-convolutional-reduction"]
 )
 def test_an_old_bundle_that_is_saved_again_is_one_of_today_and_computes_the_same(name, tmp_path):
     bundles.save(tmp_path / "new", bundles.load(OLD[name] / "bundle"))
@@ -63,6 +63,24 @@ def test_an_old_bundle_that_is_saved_again_is_one_of_today_and_computes_the_same
         operations.encode(bundles.load(f), rows(OLD[name])).frame for f in (OLD[name] / "bundle", tmp_path / "new")
     )
     pd.testing.assert_frame_equal(old, new, check_exact=True)
+
+
+@pytest.mark.parametrize("name", sorted(OLD.keys() - REFUSED.keys()))
+def test_nobody_knows_the_training_rows_of_an_old_bundle(name, tmp_path):
+    assert bundles.load(OLD[name] / "bundle").reference is None
+    shutil.copytree(OLD[name] / "bundle", tmp_path / "bundle")
+    shutil.copy(
+        OLD["1-images-pca-reduction"] / "bundle/application.safetensors", tmp_path / "bundle/reference.safetensors"
+    )
+    with pytest.raises(BundleError, match=r"reference\.safetensors does not belong there"):
+        bundles.load(tmp_path / "bundle")
+
+
+def test_an_old_detector_scores_as_it_did():
+    folder = OLD["3-gaps-deep-anomaly"]
+    wanted = json.loads((folder / "expected.json").read_text())["scores"]
+    got = operations.score(bundles.load(folder / "bundle"), rows(folder)).frame["score"]
+    np.testing.assert_allclose(got, wanted, rtol=1e-5)
 
 
 def test_a_changed_byte_of_an_old_bundle_is_found(tmp_path):
@@ -76,3 +94,11 @@ def test_a_changed_byte_of_an_old_bundle_is_found(tmp_path):
         # Format 1 has no sums of its own: there it is the registry's digest that tells.
         with pytest.raises(BundleError, match=r"its digest is|model\.safetensors is truncated or damaged"):
             bundles.load(folder, expected=digest if expected else None)
+
+
+def test_an_option_that_a_bundle_lacks_is_what_was_fixed_in_its_time():
+    for given, wanted in (({"neighbours": 3}, 4096), ({"neighbours": 3, "references": 100}, 100)):
+        description = {"format": 3, "application": {"name": "anomaly", "options": given}}
+        found, _ = upgrades.upgraded(description, {}, to=bundles.FORMAT)
+        assert found["application"]["options"] == {"neighbours": 3, "references": wanted}
+        assert description["application"]["options"] is given

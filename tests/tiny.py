@@ -9,24 +9,34 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from sevenfold import bundles, evaluation, formats, modules, preparation, training
+from sevenfold import bundles, drift, evaluation, formats, jobs, modules, preparation, training
 from sevenfold.applications.base import Application
 from sevenfold.bundles import Bundle
 from sevenfold.datasets.base import Dataset
 from sevenfold.models.base import ModelSpec
-from sevenfold.registry import tracking
+from sevenfold.registry import tracking, versions
+from sevenfold.registry.versions import Version
 from sevenfold.workspace import Workspace
 
 SETTINGS = training.Settings(
     epochs=3, patience=3, batch_size=32, learning_rate=0.01, warmup=0.1, weight_decay=0.0, gradient_clip=1.0, threads=1
 )
-ANOMALY = {"policy": "false-positive-rate", "value": 0.1, "share": None, "neighbours": 3, "reasons": 2}
+ANOMALY = {
+    "policy": "false-positive-rate",
+    "value": 0.1,
+    "share": None,
+    "neighbours": 3,
+    "references": 4096,
+    "reasons": 2,
+}
 REDUCTION = {"code": 2, "neighbours": 3}
 OPTIONS = {
     "anomaly": ANOMALY,
     "reduction": REDUCTION,
     "imputation": {"share": 0.2, "passes": 2, "aids": ["linear"], "draws": None, "flags": True},
     "denoising": {"levels": [0.1], "known": False},
+    "compression": {"steps": [5.6, 4.0, 2.8, 2.0, 1.4, 1.0, 0.7], "decibels": 24.0, "chunk": 64},
+    "search": {"neighbours": 5, "recall": 0.95},
 }
 
 
@@ -111,7 +121,8 @@ def bundle(kind: str, name: str, seed: int = 0) -> Bundle:
         "data_digest": "d" * 64,
         "seed": seed,
     }
-    return Bundle(spec, model, data.schema, name, calibrated, origin)
+    reference = drift.Reference.learn(model, data.schema, data.train, data.validation)
+    return Bundle(spec, model, data.schema, name, calibrated, origin, reference)
 
 
 def saved(folder: Path, kind: str, name: str, seed: int = 0) -> Path:
@@ -138,3 +149,42 @@ def workspace(root: Path) -> Iterator[Workspace]:
         (place.private / "mlflow" / name).write_bytes(content)
     with place.settled():
         yield place
+
+
+def job(
+    source,
+    output,
+    operation="encode",
+    kind="table",
+    name="anomaly",
+    given=None,
+    on_progress=None,
+    digest="d" * 64,
+    **more,
+):
+    """Run a job with such a bundle. more: settings of the job; by default two workers, in batches of 64 rows."""
+    return jobs.apply(
+        given or bundle(kind, name),
+        "model/1",
+        digest,
+        operation,
+        source,
+        output,
+        jobs.Settings(**{"batch_size": 64, "partition_rows": 64, "workers": 2} | more),
+        on_progress=on_progress or (lambda progress: None),
+    )
+
+
+def published(place: Workspace, folder: Path) -> Version:
+    """Publish a bundle's folder as a version of table-anomaly, with nothing beside it, and return it."""
+    return versions.publish(
+        place,
+        "table-anomaly",
+        folder,
+        params={},
+        metrics={},
+        curves=pd.DataFrame({"epoch": [0], "loss": [1.0]}),
+        artifacts=[],
+        tags={},
+        description="",
+    )[0]

@@ -1,6 +1,7 @@
 """Models on disk: JSON and safetensors, never pickle, with a digest of the content.
 
-A bundle is all that a batch job needs: the model, the schema of its samples, and one calibrated application.
+A bundle is all that a batch job needs: the model, the schema of its samples, one calibrated application, and what the rows
+looked like that the model learned from.
 """
 
 import hashlib
@@ -17,14 +18,17 @@ import safetensors.numpy
 import safetensors.torch
 import torch
 
-from sevenfold import files, modules, upgrades
+from sevenfold import drift, files, modules, upgrades
 from sevenfold.applications.base import Application
 from sevenfold.datasets.base import ImageSchema, Schema, TableSchema, schema_from_json
 from sevenfold.models.base import Autoencoder, ModelSpec
 
-FORMAT = 3
-TENSORS = ("application.safetensors", "model.safetensors")
+FORMAT = 4
+TENSORS = ("application.safetensors", "model.safetensors", "reference.safetensors")
 FILES = ("bundle.json", *TENSORS)
+
+_REFERENCED = 4
+"""The first format with a reference."""
 
 
 class BundleError(ValueError):
@@ -36,6 +40,7 @@ class Bundle:
     """A model ready for work.
 
     origin: where it comes from, as plain JSON: data set, candidate, digest of the prepared data, seed.
+    reference: what rows are compared with for drift; None for a model that was trained before bundles had one.
     """
 
     spec: ModelSpec
@@ -44,6 +49,7 @@ class Bundle:
     application_name: str
     application: Application
     origin: Mapping[str, Any]
+    reference: drift.Reference | None = None
 
 
 def save_model(folder: Path, spec: ModelSpec, model: Autoencoder) -> None:
@@ -71,6 +77,9 @@ def save(folder: Path, bundle: Bundle) -> str:
         # safetensors writes the memory as it lies: of an array with gaps or another order, the wrong numbers.
         state = {name: np.ascontiguousarray(value) for name, value in sorted(bundle.application.state.items())}
         safetensors.numpy.save_file(state, draft / "application.safetensors")
+        # Of no reference a file without arrays, so that all bundles of one format have the same files.
+        reference = {} if bundle.reference is None else bundle.reference.arrays()
+        safetensors.numpy.save_file(reference, draft / "reference.safetensors")
         description: dict[str, Any] = {
             "format": FORMAT,
             "model": bundle.spec.to_json(),
@@ -104,6 +113,7 @@ def load(folder: Path, *, expected: str | None = None) -> Bundle:
         problems = [f"its digest is {got[:12]}; expected {expected[:12]}, so it was changed"]
     if problems:
         raise _unsound(folder, "; ".join(problems))
+    written = description["format"]
     try:
         weights = safetensors.torch.load_file(folder / "model.safetensors")
         description, weights = upgrades.upgraded(description, weights, to=FORMAT)
@@ -126,6 +136,7 @@ def load(folder: Path, *, expected: str | None = None) -> Bundle:
             name,
             application.with_state(safetensors.numpy.load_file(folder / "application.safetensors")),
             description["origin"],
+            _reference(folder, schema) if written >= _REFERENCED else None,
         )
     except upgrades.UpgradeError as error:
         raise BundleError(f"{folder} cannot be read: {error}") from None
@@ -164,6 +175,11 @@ def _contradictions(spec: ModelSpec, schema: Schema) -> list[str]:
     return found
 
 
+def _reference(folder: Path, schema: Schema) -> drift.Reference | None:
+    arrays = safetensors.numpy.load_file(folder / "reference.safetensors")
+    return drift.Reference.from_arrays(arrays, schema) if arrays else None
+
+
 def _unsound(folder: Path, why: str) -> BundleError:
     return BundleError(f"{folder} is no sound bundle: {why}; take it from the registry again")
 
@@ -191,18 +207,20 @@ def _description(folder: Path) -> dict[str, Any]:
 def _problems(folder: Path, description: Mapping[str, Any]) -> list[str]:
     """Return every file that is missing, added or not as it was written. Nothing is parsed, no link is followed."""
     found = {p.relative_to(folder).as_posix(): p for p in sorted(folder.rglob("*"))}
-    problems = [f"{name} is missing" for name in FILES if name not in found]
-    problems += [f"{name} does not belong there" for name in found if name not in FILES]
+    referenced = not description or description["format"] >= _REFERENCED
+    wanted = [name for name in FILES if referenced or name != "reference.safetensors"]
+    problems = [f"{name} is missing" for name in wanted if name not in found]
+    problems += [f"{name} does not belong there" for name in found if name not in wanted]
     sums = description.get("sha256")
     sums = sums if isinstance(sums, dict) else {}
     problems += [
         f"bundle.json names {name!r}, which is no file of a bundle and not looked at"
         for name in sums
-        if name not in FILES
+        if name not in wanted
     ]
     # The first format had no sums of its own; of such a bundle only the digest of the whole tells.
     summed = bool(description) and description["format"] > 1
-    for name in FILES:
+    for name in wanted:
         if name not in found:
             continue
         path = found[name]

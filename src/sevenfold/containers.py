@@ -3,16 +3,22 @@
     header   magic (7 bytes), version (1), digest of the model that wrote it (8), CRC-32 of these (4)
     chunk    0xF7 0x43, number of its first image, images, channels, height, width, rung, length of the payload (seven
              varints), CRC-32 of the payload and of all this (4 each), payload
+    told     0xF7 0x41, the same seven varints, kind of the payload, length of the notes (two more), CRC-32 of notes and
+             payload and of all this (4 each), notes, payload
     end      0xF7 0x45, number of images (a varint), CRC-32 of this (4)
 
 Numbers are little-endian; a varint has 7 bits to a byte, the lowest first, the top bit says that more follow. Chunks are
 written one after the other, as images come, and each tells what it holds: the file needs no index, and a reader that
-meets damage goes on at the next chunk whose head is sound. What a payload means is up to the model.
+meets damage goes on at the next chunk whose head is sound. A chunk with notes, such as the names of its images, keeps or
+loses them with the images. What notes and payload mean is up to whoever writes them.
+
+Version 1 had no chunks with notes; nothing else was different.
 """
 
+import itertools
 import mmap
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -20,12 +26,16 @@ from typing import BinaryIO
 MAGIC = b"\x897F\r\n\x1a\n"
 """As of PNG: a transfer that changes ends of lines, or drops the eighth bit, changes it."""
 
-VERSION = 1
+VERSION = 2
+
+KINDS = ("stream", "tiles", "file")
+"""What a payload is: one stream of a model; one for each tile of a large image; or an image file of another format."""
 
 DIGEST = 8
 """Bytes of a model's digest that a container holds: enough to tell models apart, too few to vouch for one."""
 
-_CHUNK, _END = b"\xf7C", b"\xf7E"
+_CHUNK, _TOLD, _END = b"\xf7C", b"\xf7A", b"\xf7E"
+_NUMBERS = {_CHUNK: 7, _TOLD: 9, _END: 1}
 _CHECK = 4
 _HEADER = len(MAGIC) + 1 + DIGEST + _CHECK
 _LARGEST = 1 << 48  # of any number in a head
@@ -40,11 +50,13 @@ class ContainerError(ValueError):
 
 @dataclass(frozen=True)
 class Chunk:
-    """Images of one size in one stream.
+    """Images of one size.
 
     first: the number of its first image in the container, from 0.
     shape: (channels, height, width) of each.
-    rung: of the ladder of rates, from 1.
+    rung: of the ladder of rates, from 1; 0 where there is none.
+    kind: one of `KINDS`.
+    notes: what is told of the images.
     """
 
     first: int
@@ -52,6 +64,13 @@ class Chunk:
     shape: tuple[int, int, int]
     rung: int
     payload: bytes
+    kind: str = KINDS[0]
+    notes: bytes = b""
+
+    @property
+    def size(self) -> int:
+        """Return how many bytes it takes in its container."""
+        return len(_written(self)) + len(self.notes) + len(self.payload)
 
 
 @dataclass(frozen=True)
@@ -84,15 +103,24 @@ class Writer:
         self._images = 0
         out.write(_checked(MAGIC + bytes([VERSION]) + _short(digest)))
 
-    def add(self, payload: bytes, count: int, shape: tuple[int, int, int], rung: int) -> None:
-        """Write a chunk of `count` images."""
-        head = _CHUNK + b"".join(map(_varint, (self._images, count, *shape, rung, len(payload))))
-        self._out.write(_checked(head + _crc(payload)) + payload)
+    def add(
+        self,
+        payload: bytes,
+        count: int,
+        shape: tuple[int, int, int],
+        rung: int,
+        kind: str = KINDS[0],
+        notes: bytes = b"",
+    ) -> Chunk:
+        """Write a chunk of `count` images, and return it."""
+        chunk = Chunk(self._images, count, shape, rung, payload, kind, notes)
+        self._out.write(_written(chunk) + notes + payload)
         self._images += count
+        return chunk
 
     def close(self) -> None:
         """Write the end, by which a reader knows that nothing is missing."""
-        self._out.write(_checked(_END + _varint(self._images)))
+        self._out.write(_checked(_END + varint(self._images)))
 
 
 def read(path: Path, digest: bytes | None = None) -> Iterator[Chunk | Damage]:
@@ -138,12 +166,13 @@ def parse(data: Buffer, digest: bytes | None = None) -> Iterator[Chunk | Damage]
             if head.start < len(data):
                 yield Damage(expected, None, f"{len(data) - head.start} bytes behind the end; expected none")
             return
-        payload = data[head.start : head.start + head.length]
-        if len(payload) == head.length and _crc(payload) == head.check:
-            at = head.start + head.length
+        body = data[head.start : head.start + head.noted + head.length]
+        if len(body) == head.noted + head.length and _crc(body) == head.check:
+            at = head.start + len(body)
             if head.first == expected:  # else it is there twice
                 expected += head.count
-                yield Chunk(head.first, head.count, head.shape, head.rung, payload)
+                notes, payload = body[: head.noted], body[head.noted :]
+                yield Chunk(head.first, head.count, head.shape, head.rung, payload, head.kind, notes)
             continue
         at = _next(data, head.start)
         if at >= len(data):
@@ -156,6 +185,31 @@ def parse(data: Buffer, digest: bytes | None = None) -> Iterator[Chunk | Damage]
     yield Damage(
         expected, None, "the file ends before its end was written; it was cut off: take it from its source again"
     )
+
+
+def joined(parts: Sequence[bytes]) -> bytes:
+    """Return parts of a payload as one, which `parted` takes apart again."""
+    return b"".join(map(varint, [len(parts), *map(len, parts)])) + b"".join(parts)
+
+
+def parted(payload: bytes) -> list[bytes]:
+    """Return the parts that were joined.
+
+    Raises:
+        ContainerError: nothing that was joined looks like this.
+    """
+    count, at = number(payload, 0)
+    lengths: list[int] = []
+    while len(lengths) < count and at < len(payload):
+        length, at = number(payload, at)
+        lengths.append(length)
+    if len(lengths) < count or at + sum(lengths) != len(payload):
+        raise ContainerError(
+            f"a payload of {len(payload)} bytes does not fall into {count} parts; expected what this program wrote; take "
+            "the file from its source again"
+        )
+    ends = list(itertools.accumulate(lengths, initial=at))
+    return [payload[a:b] for a, b in itertools.pairwise(ends)]
 
 
 def written_by(data: Buffer, digest: bytes | None = None) -> bytes:
@@ -193,33 +247,53 @@ class _Head:
     shape: tuple[int, int, int]
     rung: int
     length: int
+    kind: str
+    noted: int
     check: bytes
     start: int
 
 
 def _head(data: Buffer, at: int) -> _Head | None:
     """Return the head at a place, if there is a sound one."""
-    kind = bytes(data[at : at + 2])
-    if kind not in (_CHUNK, _END):
+    mark = bytes(data[at : at + 2])
+    if mark not in _NUMBERS:
         return None
-    end = kind == _END
     place, numbers = at + 2, []
-    for _ in range(1 if end else 7):
-        value, shift = 0, 0
-        while place < len(data) and shift < 7 * _LONGEST:
-            byte = data[place]
-            value |= (byte & 127) << shift
-            place, shift = place + 1, shift + 7
-            if byte < 128:
-                break
+    for _ in range(_NUMBERS[mark]):
+        value, place = number(data, place)
         numbers.append(value)
-    check = b"" if end else bytes(data[place : place + _CHECK])
+    check = b"" if mark == _END else bytes(data[place : place + _CHECK])
     place += len(check)
     raw = bytes(data[at : place + _CHECK])
     if _checked(raw[: place - at]) != raw:
         return None
-    first, count, channels, height, width, rung, length = numbers if not end else (*numbers, 0, 0, 0, 0, 0, 0)
-    return _Head(end, first, count, (channels, height, width), rung, length, check, place + _CHECK)
+    first, count, channels, height, width, rung, length, kind, noted = numbers + [0] * (9 - len(numbers))
+    if kind >= len(KINDS):
+        return None
+    shape = (channels, height, width)
+    return _Head(mark == _END, first, count, shape, rung, length, KINDS[kind], noted, check, place + _CHECK)
+
+
+def _written(chunk: Chunk) -> bytes:
+    """Return the head of a chunk."""
+    plain = chunk.kind == KINDS[0] and not chunk.notes
+    numbers = [chunk.first, chunk.count, *chunk.shape, chunk.rung, len(chunk.payload)]
+    if not plain:
+        numbers += [KINDS.index(chunk.kind), len(chunk.notes)]
+    head = (_CHUNK if plain else _TOLD) + b"".join(map(varint, numbers))
+    return _checked(head + _crc(chunk.notes + chunk.payload))
+
+
+def number(data: Buffer, at: int) -> tuple[int, int]:
+    """Return the varint at a place, and the place behind it; whatever the bytes are, some number."""
+    value, shift = 0, 0
+    while at < len(data) and shift < 7 * _LONGEST:
+        byte = data[at]
+        value |= (byte & 127) << shift
+        at, shift = at + 1, shift + 7
+        if byte < 128:
+            break
+    return value, at
 
 
 def _next(data: Buffer, at: int) -> int:
@@ -231,7 +305,8 @@ def _next(data: Buffer, at: int) -> int:
     return len(data)
 
 
-def _varint(value: int) -> bytes:
+def varint(value: int) -> bytes:
+    """Return a number from 0 on as bytes."""
     if not 0 <= value < _LARGEST:
         raise ValueError(f"{value} in a container's head; expected 0 or more, and less than 2^48")
     out = bytearray()

@@ -48,6 +48,7 @@ def add(
     separator: str | None,
     gaps: Sequence[str],
     labels: Path | None,
+    only: Sequence[str] = (),
     track: Callable[[Workspace, Path], Path],
 ) -> Enrolled:
     """Add a data set to the workspace.
@@ -58,12 +59,13 @@ def add(
         separator, gaps: as `formats.read` takes them.
         labels: a second file with one label per row. Both become one npz file, so that neither changes without the
             other; the labels are its column `label`, which judges unless `label` says otherwise.
+        only: the applications that contests are proposed for; by default all that suit the data.
         track: puts a path under DVC and returns its pointer file, which lies beside it as `<path>.dvc`.
 
     Raises:
         FileNotFoundError, FormatError: there is nothing to read, or it is damaged.
         DataError: the data cannot become a data set as they are.
-        ValueError: the name is taken, or no name that params.yaml allows.
+        ValueError: the name is taken, or no name that params.yaml allows; or no contest of `only` suits the data.
     """
     settings = params.load(workspace.params)
     params.require_name(name)
@@ -91,7 +93,7 @@ def add(
     if raw.exists() and not inside:
         raise ValueError(f"{raw} exists already; remove it, or choose another name")
     entry = {"path": raw.relative_to(root).as_posix(), **entry, "split": dict(SPLIT)}
-    more = _contests(name, prepared)
+    more = _contests(name, prepared, only)
     text = params.add_dataset(workspace.params, name, entry, more)
     planned, problems = params.examine(workspace.params, text)
     if problems := problems or stages.problems(workspace, planned):
@@ -275,12 +277,27 @@ def _try(name: str, rows: formats.Rows, entry: dict[str, Any]) -> tuple[base.Dat
     return prepared, [note + ", and ".join(crossing)]
 
 
-def _contests(name: str, dataset: base.Dataset) -> dict[str, dict[str, Any]]:
+def _contests(name: str, dataset: base.Dataset, only: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Return first contests, each that suits the data, and first candidates for them: small ones, to be edited."""
+    applications, candidates = _proposed(name, dataset, fill="imputation" in only)
+    if odd := [asked for asked in only if asked not in applications]:
+        raise ValueError(
+            f"{', '.join(odd)} cannot be judged on {name}; expected some of {', '.join(applications)}; leave it out"
+        )
+    wanted = {n: options for n, options in applications.items() if not only or n in only}
+    for candidate in candidates.values():
+        candidate["applications"] = [judged for judged in candidate["applications"] if judged in wanted]
+    candidates = {n: candidate for n, candidate in candidates.items() if candidate["applications"]}
+    return {"applications": {name: wanted}, "candidates": candidates}
+
+
+def _proposed(name: str, dataset: base.Dataset, *, fill: bool) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return applications with options, and candidates. fill: whether filling gaps is wanted where there are none, too."""
     train = dataset.train
     size = int(np.prod(dataset.schema.shape))
     code = max(1, min(16, size // 4, len(train.only_normal()) // 4))
-    images, gaps = isinstance(dataset.schema, base.ImageSchema), train.observed is not None
+    images, gaps = isinstance(dataset.schema, base.ImageSchema), train.observed is not None or fill
+    gaps = gaps and not images
     body = {"hidden": [max(16, min(256, 2 * size))], "activation": "silu"}
     cells = {"numbers": "standard", "categories": "one-hot"}
 
@@ -290,7 +307,7 @@ def _contests(name: str, dataset: base.Dataset) -> dict[str, dict[str, Any]]:
     applications["search"] = {"neighbours": 10, "recall": 0.99}
     shared = [*applications]
     policy = {"policy": "false-positive-rate", "value": 0.05, "share": None}
-    applications["anomaly"] = {**policy, "neighbours": 5, "reasons": 3}
+    applications["anomaly"] = {**policy, "neighbours": 5, "references": 4096, "reasons": 3}
     if gaps:
         applications["imputation"] = {
             "share": 0.2, "passes": 10, "aids": ["linear", "neighbours"], "draws": None, "flags": False
@@ -328,4 +345,4 @@ def _contests(name: str, dataset: base.Dataset) -> dict[str, dict[str, Any]]:
             {**restorer, "doubt": 0.1, "augment": []},
             training=training,
         )
-    return {"applications": {name: applications}, "candidates": candidates}
+    return applications, candidates

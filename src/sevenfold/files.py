@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ MOST_HEADER = 16 << 20
 """Bytes of a safetensors header that are parsed; a model of 100,000 tensors needs about as many."""
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -27,40 +27,45 @@ def _sync(path: Path) -> None:
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[Path]:
+def whole(path: Path, room: Path | None = None) -> Iterator[Path]:
     """Give a temporary path beside `path`; what is written there becomes `path` at the end of the block, or never.
 
     Works for a file and for a folder. After an error or a kill `path` is what it was before. One gap is left: a folder
     in the way of a new one has to step aside first; a kill just then leaves both in the hidden folder beside `path`.
 
+    Args:
+        room: a folder of the caller's on the same disk, for the temporary path; a kill leaves it to the caller. By default
+            one beside `path`.
+
     Raises:
         FileNotFoundError: the block wrote nothing.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    room = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    room = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent if room is None else room))
     try:
         draft = room / path.name
         yield draft
         if not draft.exists():
             raise FileNotFoundError(f"nothing was written that could become {path}")
         for file in [draft, *draft.rglob("*")] if draft.is_dir() else [draft]:
-            _sync(file)
+            sync(file)
         if path.is_dir():
             # A folder cannot be renamed over a full one.
             path.rename(room / "replaced")
         try:
             draft.rename(path)
-        except OSError:
+        except BaseException:  # a signal, too
             if (room / "replaced").exists():
                 (room / "replaced").rename(path)
             raise
-        _sync(path.parent)
+        sync(path.parent)
     finally:
         shutil.rmtree(room, ignore_errors=True)
 
 
-def write_text(path: Path, text: str) -> None:
-    with whole(path) as draft:
+def write_text(path: Path, text: str, room: Path | None = None) -> None:
+    """Write a file whole or not at all; `room` as of `whole`."""
+    with whole(path, room) as draft:
         draft.write_text(text, encoding="utf-8")
 
 
@@ -69,8 +74,8 @@ def dumps(value: Any) -> str:
     return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def write_json(path: Path, value: Any) -> None:
-    write_text(path, dumps(value))
+def write_json(path: Path, value: Any, room: Path | None = None) -> None:
+    write_text(path, dumps(value), room)
 
 
 def read_json(path: Path, *, remedy: str = "run `dvc repro` or `sevenfold run` to make it") -> Any:
@@ -122,10 +127,25 @@ def header_problem(path: Path) -> str | None:
 def digest(path: Path) -> str:
     """Return the SHA-256 of a file, or of a folder's relative names and contents, as hexadecimal text."""
     if path.is_dir():
-        entries = sorted((p.relative_to(path).as_posix(), digest(p)) for p in path.rglob("*") if p.is_file())
-        return hashlib.sha256("".join(f"{name}\0{value}\n" for name, value in entries).encode()).hexdigest()
+        return digest_of((p.relative_to(path).as_posix(), digest(p)) for p in path.rglob("*") if p.is_file())
     with path.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def digest_unless(path: Path, stopped: Callable[[], bool]) -> str | None:
+    """Return the SHA-256 of a file; None where it is no longer wanted before its end is reached."""
+    found, room = hashlib.sha256(), memoryview(bytearray(1 << 20))
+    with path.open("rb", buffering=0) as handle:
+        while count := handle.readinto(room):
+            if stopped():
+                return None
+            found.update(room[:count])
+    return found.hexdigest()
+
+
+def digest_of(entries: Iterable[tuple[str, str]]) -> str:
+    """Return the SHA-256 of a folder whose files have these names, relative to it, and digests."""
+    return hashlib.sha256("".join(f"{name}\0{value}\n" for name, value in sorted(entries)).encode()).hexdigest()
 
 
 def local_path(location: str) -> Path | None:

@@ -5,7 +5,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from sevenfold import files, formats, jobs, provenance
+from sevenfold import files, formats, jobs, places, provenance
 from sevenfold.registry import origins, receipts, tracking, versions
 from sevenfold.registry.receipts import Receipt
 from sevenfold.registry.versions import Version
@@ -26,7 +26,7 @@ def trace(workspace: Workspace, asked: str) -> dict[str, Any]:
         aliases, digest, tags that say how it was judged and moved), `run`, `code` (commit, dirty, patch, here), `data`
         (raw and prepared digests, verdict), `params` and `lock_digest`, `environment`; all None where the job's model is
         not registered any more; `pruned` (label, run, published, at), if it was removed by `sevenfold prune`; `jobs`: each
-        receipt with its `state`, newest first. A state is "unchanged", "changed" or "missing".
+        receipt with its `state`, newest first. A state is "unchanged", "changed", "missing" or "elsewhere".
 
     Raises:
         LookupError: there is no such model, or the output is of no job that is known.
@@ -60,9 +60,11 @@ def _pruned(workspace: Workspace, digest: str) -> dict[str, str] | None:
 
 
 def state(receipt: Receipt) -> str:
-    """Return whether a job's output is still there as it was: "unchanged", "changed" or "missing"."""
+    """Return whether a job's output is still there as it was: "unchanged", "changed" or "missing"; "elsewhere" for an address."""
+    if places.is_url(receipt.output):
+        return "elsewhere"  # what a store holds is not read through for a question
     path = Path(receipt.output)
-    if not path.is_file():
+    if not path.exists():
         return "missing"
     return "unchanged" if files.digest(path) == receipt.output_digest else "changed"
 
@@ -76,7 +78,7 @@ def _job(workspace: Workspace, asked: str) -> tuple[Receipt | None, dict[str, st
     beside = jobs.receipt_path(path)
     if beside.is_file():
         receipt = _read(beside)
-        digest = files.digest(path) if path.is_file() else None
+        digest = files.digest(path) if path.exists() else None
         what = "missing" if digest is None else "unchanged" if digest == receipt.output_digest else "changed"
         return receipt, {"path": asked, "digest": receipt.output_digest, "state": what}
     if not path.is_file():

@@ -120,6 +120,15 @@ class Candidate(_Frozen):
     trim: Number | None = Field(default=None, gt=0, le=0.5)
 
 
+class Resources(_Frozen):
+    """What a training asks of the machine that does it; no stage depends on it.
+
+    gpus: 1 for one of its own, 0 for none.
+    """
+
+    gpus: Whole = Field(ge=0, le=1)
+
+
 class Rivals(_Frozen):
     """seconds: what each classical rival may take in all; one that takes longer has no result, and the report says so."""
 
@@ -149,6 +158,7 @@ class Params(_Frozen):
     candidates: Mapping[Name, Candidate] = {}
     gate: GateRule
     gates: Mapping[str, Mapping[str, Any]] = {}
+    resources: Mapping[Name, Resources] = {}
 
     def settings(self, candidate: str) -> Training:
         """Return the training settings of a candidate: its own, over the common ones."""
@@ -159,6 +169,12 @@ class Params(_Frozen):
         application = contest.rpartition("-")[2]
         own = dict(self.gates.get(application, {})) | dict(self.gates.get(contest, {}))
         return GateRule(**self.gate.model_dump() | own)
+
+    def gpus(self, candidate: str) -> int | None:
+        """Return how many GPUs a training asks for, as its candidate says, else its variant; None where neither does."""
+        known = self.candidates.get(candidate)
+        named = (candidate,) if known is None else (candidate, known.variant)
+        return next((self.resources[name].gpus for name in named if name in self.resources), None)
 
     def of_dataset(self, dataset: str) -> dict[str, Candidate]:
         return {name: c for name, c in self.candidates.items() if c.dataset == dataset}
@@ -291,6 +307,7 @@ _ENTRIES: dict[str, type[pydantic.BaseModel] | None] = {
     "applications": None,
     "candidates": Candidate,
     "gates": None,
+    "resources": Resources,
 }
 """Sections of named entries, with what an entry is where its keys are always the same."""
 
@@ -361,6 +378,10 @@ def _references(params: Params, raw: Mapping[str, Any]) -> list[str]:
         unknown(f"gates.{name}", "no such contest or application", name, known)
         if "gate" in params.model_fields_set:
             problems += _override_problems(f"gates.{name}", params.gate, rule)
+    for name in params.resources:
+        unknown(
+            f"resources.{name}", "no such candidate or variant", name, sorted({*_keys(raw, "candidates"), *variants})
+        )
     return problems
 
 

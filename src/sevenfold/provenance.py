@@ -1,4 +1,4 @@
-"""Where a result comes from: the code's commit and what differs from it, params.yaml, dvc.lock, and the environment."""
+"""Where a result comes from: the code's commit and what differs from it, params.yaml, dvc.lock, data, and the environment."""
 
 import fnmatch
 import functools
@@ -66,15 +66,35 @@ def collect(workspace: Workspace) -> Provenance:
 
 
 def write(workspace: Workspace, folder: Path, found: Provenance) -> list[Path]:
-    """Write params.yaml, dvc.lock, environment.json and uncommitted.patch, those that there are, and return them."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in (PARAMS, LOCK):
+    """Write params.yaml, dvc.lock, environment.json and uncommitted.patch, those that there are, and return them.
+
+    DVC's pointer files of the data go along, where they are in the workspace.
+    """
+    names = [PARAMS, LOCK, *pointers(workspace)]
+    for name in names:
         if (workspace.root / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(workspace.root / name, folder / name)
     files.write_json(folder / ENVIRONMENT, dict(found.environment))
     if found.patch is not None:
         (folder / PATCH).write_bytes(found.patch)
-    return [folder / name for name in (PARAMS, LOCK, ENVIRONMENT, PATCH) if (folder / name).is_file()]
+    return [folder / name for name in (*names, ENVIRONMENT, PATCH) if (folder / name).is_file()]
+
+
+def pointers(workspace: Workspace) -> list[str]:
+    """Return DVC's pointer files of the data that git knows or would take, as paths from the workspace, sorted."""
+    # Git leaves out what it ignores, and so the data themselves, which may be a million files.
+    listed = _git(
+        workspace.root,
+        "ls-files",
+        "-z",
+        "--cached",
+        "--others",
+        "--exclude-standard",
+        "--",
+        f"{workspace.data.name}/*.dvc",
+    )
+    return sorted(filter(None, map(os.fsdecode, (listed or b"").split(b"\0"))))
 
 
 def environment(threads: int) -> dict[str, Any]:

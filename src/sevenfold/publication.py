@@ -41,15 +41,21 @@ def record(
     keys = _keys(workspace, contest)
     entries = [_entry(workspace, settings, contest, name, key) for name, key in keys.items()]
     summary = evaluation.summary(contest)
-    found = runs.record(
-        workspace,
-        contest.name,
-        entries,
-        pipeline_run=pipeline_run or runs.title(datetime.now(UTC)),
-        description=f"**{contest.name}**: {contest.verdict}.\n\n{card.scores(contest)}",
-        artifacts=[p for p in (workspace.report,) if p.is_file()],
-        texts={"contest.json": files.dumps(summary), "contest.md": card.scores(contest)},
-    )
+    with tempfile.TemporaryDirectory() as room:
+        folders = {}
+        if not is_recorded(workspace, contest):
+            folders[origins.PROVENANCE] = Path(room)
+            provenance.write(workspace, Path(room), provenance.collect(workspace))
+        found = runs.record(
+            workspace,
+            contest.name,
+            entries,
+            pipeline_run=pipeline_run or runs.title(datetime.now(UTC)),
+            description=f"**{contest.name}**: {contest.verdict}.\n\n{card.scores(contest)}",
+            artifacts=[p for p in (workspace.report,) if p.is_file()],
+            folders=folders,
+            texts={"contest.json": files.dumps(summary), "contest.md": card.scores(contest)},
+        )
     return {name: found[key] for name, key in keys.items()}
 
 

@@ -1,8 +1,6 @@
 """Build a registered version again from its own commit, data and settings, and say what is identical and what is not."""
 
-import os
 import shutil
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sevenfold import files, params, pipeline, provenance
+from sevenfold import files, params, pipeline, provenance, worktrees
 from sevenfold.registry import origins, versions
 from sevenfold.registry.versions import Version
 from sevenfold.workspace import Workspace
@@ -191,9 +189,8 @@ def _require_sources(workspace: Workspace, trained: Version, commit: str) -> Non
 @contextmanager
 def _room(workspace: Workspace, keep: bool) -> Iterator[Path]:
     """Give a folder on the workspace's own disk, which is removed afterwards, whatever happens."""
-    around = workspace.private / "reproductions"
-    around.mkdir(exist_ok=True, mode=0o700)
-    room = Path(tempfile.mkdtemp(dir=around))
+    workspace.reproductions.mkdir(exist_ok=True, mode=0o700)
+    room = Path(tempfile.mkdtemp(dir=workspace.reproductions))
     try:
         yield room
     finally:
@@ -201,38 +198,15 @@ def _room(workspace: Workspace, keep: bool) -> Iterator[Path]:
             shutil.rmtree(room, ignore_errors=True)
 
 
-def _run(folder: Path, *command: str, remedy: str, **variables: str) -> str:
-    done = subprocess.run(
-        command, cwd=folder, env={**os.environ, **variables}, capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        lines = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
-        raise LookupError(f"{' '.join(command[:2])}: {'; '.join(lines[-3:]) or 'it printed nothing'}; {remedy}")
-    return done.stdout
-
-
 def _checkout(workspace: Workspace, trained: Version, commit: str, patch: Path | None, room: Path) -> Workspace:
-    """Check out the commit with its changes, and return the workspace in it, which has the caller's own DVC cache."""
-    git = "see what git says of the repository"
-    top = Path(_run(workspace.root, "git", "rev-parse", "--show-toplevel", remedy=git).rstrip("\n"))
-    # A clone that borrows the repository's objects, and not a worktree, of which the repository would keep a record.
-    _run(room, "git", "clone", "--quiet", "--shared", "--no-checkout", str(top), "checkout", remedy=git)
-    _run(room / "checkout", "git", "checkout", "--quiet", "--detach", commit, remedy=git)
+    """Check out the commit with its changes, params.yaml and dvc.lock, and return the workspace in it."""
+    place = worktrees.checkout(workspace, commit, room)
     if patch is not None:
-        command = ("git", "apply", "--binary", "--whitespace=nowarn", str(patch.resolve()))
-        _run(room / "checkout", *command, remedy="the patch kept with the version is not of this commit")
-    place = Workspace(room / "checkout" / workspace.root.resolve().relative_to(top.resolve()))
+        worktrees.apply(patch, room)
     for name in (provenance.PARAMS, provenance.LOCK):
         kept = origins.kept(workspace, trained, name)
         assert kept is not None
         shutil.copyfile(kept, place.root / name)
-    own = workspace.root / ".dvc" / "config.local"  # where a remote and the way in may stand
-    if own.is_file():
-        shutil.copyfile(own, place.root / ".dvc" / own.name)
-    place.initialise()
-    pipeline.initialise(place)
-    cache = _run(workspace.root, "dvc", "cache", "dir", remedy="see `dvc doctor`", **workspace.environment()).strip()
-    pipeline.use_cache(place, Path(workspace.root, cache))
     return place
 
 
@@ -257,12 +231,11 @@ def _build(place: Workspace, candidate: str, say: Callable[[str], None]) -> None
         for name in graph[open_.pop()].needs - wanted:
             wanted.add(name)
             open_.append(name)
-    code = os.pathsep.join(filter(None, [str(place.root / "src"), os.environ.get("PYTHONPATH", "")]))
     order = [name for name in graph if name in wanted]
     with pipeline.Reproduction(place) as building:
         for number, name in enumerate(order, 1):
             start = time.perf_counter()
-            building.run(name, {"PYTHONPATH": code}, lambda line: None, anew=True)
+            building.run(name, {"PYTHONPATH": worktrees.code(place)}, lambda line: None, anew=True)
             say(f"{number}/{len(order)} {name}: {time.perf_counter() - start:.1f} s")
 
 

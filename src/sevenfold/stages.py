@@ -19,6 +19,7 @@ from sevenfold import (
     arithmetic,
     bundles,
     checkpoints,
+    drift,
     evaluation,
     files,
     formats,
@@ -320,6 +321,8 @@ def evaluate(workspace: Workspace, candidate: str) -> None:
     entry = settings.candidates[candidate]
     dataset = Dataset.load(workspace.prepared(entry.dataset))
     spec, model = bundles.load_model(workspace.candidate(candidate))
+    # Of all rows, whichever of them the model learned from: those of a job are not chosen either.
+    reference = drift.Reference.learn(model, dataset.schema, dataset.train, dataset.validation)
     if entry.trim is not None:
         dataset = _trimmed(dataset, model, entry.trim)
     origin = {
@@ -342,7 +345,8 @@ def evaluate(workspace: Workspace, candidate: str) -> None:
             calibrated, judgement = evaluation.judge(contest, model, dataset)
             folder = draft / name
             folder.mkdir(parents=True)
-            bundles.save(folder / "bundle", bundles.Bundle(spec, model, dataset.schema, name, calibrated, origin))
+            bundle = bundles.Bundle(spec, model, dataset.schema, name, calibrated, origin, reference)
+            bundles.save(folder / "bundle", bundle)
             judgement.save(folder, calibrated.primary)
             (folder / "pictures").mkdir()
             train, test = evaluation.learned_from(calibrated, dataset), calibrated.judged(dataset).test

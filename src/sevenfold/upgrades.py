@@ -2,7 +2,8 @@
 
 What an upgrade promises is that the model computes what it computed; where the code of today cannot, it is refused with the
 reason. Format 1 had no sums of its files, and a table's schema no words for gaps; 2 has them. Since 3 a model knows the
-columns of a table.
+columns of a table. Since 4 there is a reference of the training rows, in a file of its own; nobody can tell it afterwards, so
+older bundles have none. An option that a bundle lacks, since it was fixed in its time, is what it was then.
 """
 
 from collections.abc import Callable, Mapping
@@ -85,6 +86,13 @@ def _from_2(description: dict[str, Any], weights: dict[str, Tensor]) -> Contents
     return {**description, "format": 3, "model": {**model, "fields": fields, "options": options}}, weights
 
 
+def _from_3(description: dict[str, Any], weights: dict[str, Tensor]) -> Contents:
+    application = description["application"]
+    if application["name"] == "anomaly" and isinstance(options := application["options"], dict):
+        application = {**application, "options": {"references": 4096} | options}
+    return {**description, "format": 4, "application": application}, weights
+
+
 def _renamed(weights: Mapping[str, Tensor], prefixes: Mapping[str, str], **numbers: int) -> dict[str, Tensor]:
     pairs = [(old.format(**numbers), new.format(**numbers)) for old, new in prefixes.items()]
     found = {}
@@ -94,4 +102,8 @@ def _renamed(weights: Mapping[str, Tensor], prefixes: Mapping[str, str], **numbe
     return found
 
 
-_STEPS: dict[int, Callable[[dict[str, Any], dict[str, Tensor]], Contents]] = {1: _from_1, 2: _from_2}
+_STEPS: dict[int, Callable[[dict[str, Any], dict[str, Tensor]], Contents]] = {
+    1: _from_1,
+    2: _from_2,
+    3: _from_3,
+}

@@ -16,6 +16,10 @@ from pathlib import Path
 import filelock
 
 
+class TakenError(RuntimeError):
+    """Another run works on the workspace."""
+
+
 @dataclass(frozen=True)
 class Workspace:
     """The folder that holds `params.yaml` and `dvc.yaml`, with the places inside it."""
@@ -31,12 +35,26 @@ class Workspace:
         """What DVC ran each stage on, and what came of it; in git."""
         return self.root / "dvc.lock"
 
+    @property
+    def data(self) -> Path:
+        return self.root / "data"
+
     def suite(self, dataset: str) -> Path:
         """The Great Expectations suite of a data set; in git, owned by the user."""
-        return self.root / "data" / "expectations" / f"{dataset}.json"
+        return self.data / "expectations" / f"{dataset}.json"
+
+    @property
+    def server_settings(self) -> Path:
+        """Variables that a tracking server runs with; in git."""
+        return self.root / "mlflow" / "server.env"
+
+    @property
+    def server_rules(self) -> Path:
+        """Who may do what on a tracking server with passwords; in git, and without them."""
+        return self.root / "mlflow" / "basic_auth.ini"
 
     def raw(self, filename: str) -> Path:
-        return self.root / "data" / "raw" / filename
+        return self.data / "raw" / filename
 
     # Outputs of the stages, each named after the stage that writes it.
 
@@ -44,7 +62,7 @@ class Workspace:
         return self.root / "results" / "validation" / f"{dataset}.json"
 
     def prepared(self, dataset: str) -> Path:
-        return self.root / "data" / "prepared" / dataset
+        return self.data / "prepared" / dataset
 
     def rivals(self, dataset: str) -> Path:
         return self.root / "results" / "rivals" / dataset
@@ -108,9 +126,27 @@ class Workspace:
         return self.private / "checkpoints" / f"{candidate}.safetensors"
 
     @property
+    def worktrees(self) -> Path:
+        """Where runs at a commit work, in checkouts of their own."""
+        return self.private / "worktrees"
+
+    @property
+    def reproductions(self) -> Path:
+        """Where versions are built again."""
+        return self.private / "reproductions"
+
+    @property
     def batches(self) -> Path:
         """Where `sevenfold run` leaves the output of its own batch job."""
         return self.private / "batches"
+
+    @property
+    def checks(self) -> Path:
+        return self.private / "monitoring"
+
+    def check(self, model: str) -> Path:
+        """The page of the last check of a champion against the rows of its jobs."""
+        return self.checks / f"{model}.html"
 
     @property
     def database(self) -> Path:
@@ -130,6 +166,11 @@ class Workspace:
     def prefect_home(self) -> Path:
         return self.private / "prefect"
 
+    @property
+    def services(self) -> Path:
+        """What stands on this machine until it is ended: a note for each process."""
+        return self.private / "services"
+
     def lock(self, name: str, *, timeout: float = -1) -> filelock.BaseFileLock:
         """Return a lock that the kernel releases when its holder dies; `timeout` in seconds, -1 waits for ever."""
         for folder in (self.private, self.locks):
@@ -137,17 +178,20 @@ class Workspace:
         return filelock.FileLock(self.locks / f"{name}.lock", timeout=timeout)
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
+    def alone(self, patience: float = 0.0) -> Iterator[None]:
         """Hold the workspace against a second run, which would wait for this one's locks at every stage.
 
+        Args:
+            patience: seconds to wait for another run's end.
+
         Raises:
-            RuntimeError: another run is here.
+            TakenError: another run is here.
         """
         try:
-            with self.lock("run", timeout=0):
+            with self.lock("run", timeout=patience):
                 yield
         except filelock.Timeout:
-            raise RuntimeError(
+            raise TakenError(
                 "another run works on this workspace; wait for it, or see `sevenfold doctor` for its process"
             ) from None
 
@@ -164,9 +208,15 @@ class Workspace:
             "DVC_SITE_CACHE_DIR": str(self.private / "dvc"),
             "GX_ANALYTICS_ENABLED": "false",
             "MLFLOW_DISABLE_TELEMETRY": "true",
+            # Model files go through MLflow's server. By itself a client would ask it for an address in the object store, which
+            # only the server need reach.
+            "MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD": "false",
+            "MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD": "false",
             "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
             "MLFLOW_LOGGING_LEVEL": "WARNING",
+            "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # two lines for each run that ends
             "MPLBACKEND": "Agg",
+            "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",  # seconds, its least: who is silent for long has crashed
             "PREFECT_HOME": str(self.prefect_home),
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
             "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "90",
@@ -179,6 +229,9 @@ class Workspace:
             "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
         }
         environment = ours | os.environ | fixed
+        # Whoever starts a server with a password is one of its clients, too.
+        if secret := environment.get("PREFECT_SERVER_API_AUTH_STRING"):
+            environment.setdefault("PREFECT_API_AUTH_STRING", secret)
         # `dvc repro` runs `sevenfold`, which need not be on the user's PATH.
         environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
         return environment
@@ -198,7 +251,16 @@ class Workspace:
 
     def initialise(self) -> None:
         """Make the private folders, readable by their owner only. Safe to repeat."""
-        folders = [self.private, self.logs, self.locks, self.batches, self.prefect_home, self.model_artifacts]
+        folders = [
+            self.private,
+            self.logs,
+            self.locks,
+            self.batches,
+            self.checks,
+            self.prefect_home,
+            self.services,
+            self.model_artifacts,
+        ]
         for folder in [*folders, self.private / "dvc", self.model_artifacts.parent]:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             folder.chmod(0o700)

@@ -9,9 +9,10 @@ whose columns come each from a row of its own: what depends on each other in nor
 anomalies", Han et al., 2022, ADBench). They tell detectors apart, and say nothing of how often real anomalies are found.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from typing import Any, Self
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import copy
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Self, get_args
 
 import numpy as np
 import torch
@@ -25,7 +26,6 @@ from sevenfold.applications.base import (
     Scores,
     codes,
     flat,
-    in_batches,
     reconstructions,
     require_at_least,
     tensor,
@@ -38,8 +38,8 @@ from sevenfold.pictures import Picture
 ENOUGH = 10
 """Anomalies, and normal rows, in the validation split from which on their labels choose the weights of the terms."""
 
-LARGEST_REFERENCE = 4096
-"""Training codes that distances are taken to."""
+Explained = Literal["all", "flagged", "none"]
+"""Which rows get reasons: finding them takes some fifty times as long as the score."""
 
 STEPS = 32
 """Gradients behind a row's contributions. Their sum then misses by less than a tenth for 19 rows of 20; with 8, by a third."""
@@ -50,7 +50,13 @@ KNOTS = 24
 TAIL = 0.1
 """Share of normal rows that the exponential tail of a term's distribution is fitted to."""
 
-_BATCH = 1024  # rows; their distances to the reference take 16 MB
+_BATCH = 2048  # rows; with fewer the calls themselves take a part of the time
+
+_MULTIPLE = 64  # rows that batches are filled up to; products of fewer may round in another way
+
+_DISTANCES = 2**19  # from rows to codes of the reference at a time: what a processor core has in its cache
+
+_GROUP = 16  # distances of which the smallest is looked at first
 
 _FARTHEST = 1e16  # robust deviations; the squares of more would overflow
 
@@ -65,7 +71,14 @@ class Anomaly(Application):
     learns_from = "normal"
 
     def __init__(
-        self, *, policy: thresholds.Policy, value: float, share: float | None, neighbours: int, reasons: int
+        self,
+        *,
+        policy: thresholds.Policy,
+        value: float,
+        share: float | None,
+        neighbours: int,
+        references: int,
+        reasons: int,
     ) -> None:
         """Set up the score.
 
@@ -76,22 +89,45 @@ class Anomaly(Application):
             share: of the rows to come, how many are anomalies, 0 to 1; None takes the share of labelled ones in the
                 validation split, if they are enough.
             neighbours: nearest training codes whose mean distance is the latent term.
+            references: training codes that distances are taken to, at most. With fewer of them scoring is faster, and
+                finds less where normal rows are of many kinds.
             reasons: features to name for each row.
 
         Raises:
             ValueError: an option is out of range.
         """
-        require_at_least(1, neighbours=neighbours, reasons=reasons)
+        require_at_least(1, neighbours=neighbours, references=references, reasons=reasons)
         if problems := thresholds.problems(policy, value, share):
             raise ValueError("; ".join(problems))
         super().__init__(
-            {"policy": policy, "value": value, "share": share, "neighbours": neighbours, "reasons": reasons}
+            {
+                "policy": policy,
+                "value": value,
+                "share": share,
+                "neighbours": neighbours,
+                "references": references,
+                "reasons": reasons,
+            }
         )
         self.policy: thresholds.Policy = policy
         self.value = value
         self.share = share
         self.neighbours = neighbours
+        self.references = references
         self.reasons = reasons
+        self.explained: Explained = "all"
+
+    def explaining(self, which: Explained) -> Self:
+        """Return a copy whose `predict` gives reasons for all rows, for those that it flags, or for none.
+
+        Raises:
+            ValueError: `which` is something else.
+        """
+        if which not in (known := get_args(Explained)):
+            raise ValueError(f"reasons are asked for {which!r}; expected one of {', '.join(known)}")
+        explaining = copy(self)
+        explaining.explained = which
+        return explaining
 
     def unsuited(self, *, code: int | None, images: bool | None, labelled: bool, normal: bool) -> str | None:
         return None
@@ -120,7 +156,7 @@ class Anomaly(Application):
                 "mend the data set's `normal`"
             )
         z = codes(model, train.x, train.observed)
-        step = max(1, -(-len(z) // LARGEST_REFERENCE))
+        step = max(1, -(-len(z) // self.references))
         center, spread = z.mean(axis=0), z.std(axis=0).clip(min=1e-6)
         residual = _residual(model, normals)
         median = np.nanmedian(residual, axis=0)
@@ -195,9 +231,9 @@ class Anomaly(Application):
             ValueError: the setting is out of range, or needs to know more than the bundle does.
         """
         setting = {"policy": policy, "value": value, "share": share}
-        copy = type(self)(**self.options | setting).with_state(self.state)
-        copy._set_threshold()
-        return copy
+        moved = type(self)(**self.options | setting).with_state(self.state).explaining(self.explained)
+        moved._set_threshold()
+        return moved
 
     def held_out(self, model: Autoencoder, validation: Split, train: Split) -> Scores:
         """Judge by scores from folds that left each row out, where the labels of these rows chose the weights."""
@@ -221,27 +257,32 @@ class Anomaly(Application):
         unseen = model_selection.cross_val_predict(regression, features, strange, cv=folds, method="decision_function")
         return regression.fit(features, strange), np.asarray(unseen)
 
-    def _tensors(self) -> dict[str, Tensor]:
-        return {name: tensor(np.asarray(value, np.float32)) for name, value in self.state.items()}
+    @property
+    def _known(self) -> "_Known":
+        state = {name: tensor(np.asarray(value, np.float32)) for name, value in self.state.items()}
+        return _Known(state, _Reference(state["reference"]))
 
     def _parts(self, model: Autoencoder, split: Split) -> tuple[np.ndarray, np.ndarray]:
-        state = self._tensors()
+        """Return the terms (n, 2) and the whitened codes (n, code) of a split; see `_terms`."""
+        known = self._known
+        terms = np.empty((len(split), 2), np.float32)
+        latent = np.empty((len(split), self.state["reference"].shape[1]), np.float32)
         with torch.inference_mode():
-            parts = [self._terms(model, *rows, state) for rows in in_batches(split.x, split.observed, _BATCH)]
-        terms, latent = zip(*parts, strict=True)
-        return torch.cat(terms).numpy(), torch.cat(latent).numpy()
+            for rows, some, seen in _batches(split.x, split.observed):
+                for whole, part in zip((terms, latent), self._terms(model, some, seen, known), strict=True):
+                    whole[rows] = part[: len(whole[rows])].numpy()
+        return terms, latent
 
-    def _terms(
-        self, model: Autoencoder, x: Tensor, observed: Tensor | None, state: Mapping[str, Tensor]
-    ) -> tuple[Tensor, Tensor]:
+    def _terms(self, model: Autoencoder, x: Tensor, observed: Tensor | None, known: "_Known") -> tuple[Tensor, Tensor]:
         """Return the terms (n, 2), error and latent distance, as surprises, and the whitened codes (n, code).
 
         Before the distribution of the terms is known they are what it is learned from.
         """
+        state = known.state
         z = model.encode(x, observed)
         residual = (x - model.decode(z)).flatten(1)
-        deviation = (residual - state["residual_median"]).abs() / state["residual_scale"]  # (n, size)
-        square = deviation.clamp(max=_FARTHEST).square()
+        deviation = (residual - state["residual_median"]) / state["residual_scale"]  # (n, size)
+        square = deviation.clamp(-_FARTHEST, _FARTHEST).square()
         if observed is None:
             square = square.mean(dim=1)
         else:
@@ -249,7 +290,7 @@ class Anomaly(Application):
             square = (square * seen).sum(dim=1) / seen.sum(dim=1).clamp(min=1)
         error = 0.5 * torch.log(square + 1e-6)
         latent = (z - state["code_center"]) / state["code_spread"]  # (n, code)
-        distance = torch.log(self._nearest(latent, state["reference"]).mean(dim=1) + 1e-3)
+        distance = torch.log(known.reference.distances(latent, self.neighbours).mean(dim=1) + 1e-3)
         terms = torch.stack([error, distance], dim=1)
         if "term_knots" in state:
             terms = _surprise(terms, state["term_knots"], state["term_excess"])
@@ -257,20 +298,9 @@ class Anomaly(Application):
         latent = torch.clamp(latent, -state["code_bound"], state["code_bound"])
         return terms, latent
 
-    def _nearest(self, latent: Tensor, reference: Tensor) -> Tensor:
-        """Return the distances of codes (n, code) to their nearest neighbours in the reference, (n, neighbours)."""
-        with torch.no_grad():
-            # By matrix product, which is fast and rounds; so it only finds the neighbours. Their distances are taken
-            # exactly, and gradients go through these few alone.
-            distances = torch.cdist(latent, reference, compute_mode="use_mm_for_euclid_dist")
-            found = distances.topk(min(self.neighbours, len(reference)), largest=False).indices  # (n, neighbours)
-        # A row of the reference itself is at distance 0, where the root has no gradient.
-        return (latent[:, None] - reference[found]).square().sum(dim=2).clamp(min=1e-12).sqrt()
-
-    def _tensor_score(
-        self, model: Autoencoder, x: Tensor, observed: Tensor | None, state: Mapping[str, Tensor]
-    ) -> Tensor:
-        terms, latent = self._terms(model, x, observed, state)
+    def _tensor_score(self, model: Autoencoder, x: Tensor, observed: Tensor | None, known: "_Known") -> Tensor:
+        state = known.state
+        terms, latent = self._terms(model, x, observed, known)
         learned: Tensor = (terms * state["term_weight"]).sum(dim=1) + (latent * state["code_weight"]).sum(dim=1)
         # Learned weights tell the known anomalies from normal rows, and may take a row that is like neither for normal.
         # One that is twice as surprising as any held-out normal row is flagged whatever they say.
@@ -278,11 +308,12 @@ class Anomaly(Application):
         return torch.maximum(learned + state["offset"], guard)
 
     def score(self, model: Autoencoder, x: np.ndarray, observed: np.ndarray | None) -> np.ndarray:
-        """Return the score of each row, (n,)."""
-        state = self._tensors()
+        """Return the score of each row, (n,): to the last bit the same whatever rows are beside it, and however many."""
+        known, score = self._known, np.empty(len(x), np.float32)
         with torch.inference_mode():
-            parts = [self._tensor_score(model, *rows, state) for rows in in_batches(x, observed, _BATCH)]
-        return torch.cat(parts).numpy()
+            for rows, some, seen in _batches(x, observed):
+                score[rows] = self._tensor_score(model, some, seen, known)[: len(score[rows])].numpy()
+        return score
 
     def _contributions(self, model: Autoencoder, x: Tensor, observed: Tensor | None) -> np.ndarray:
         """Return (n, size): what each value of a sample adds to its score over that of a typical normal row.
@@ -291,17 +322,23 @@ class Anomaly(Application):
         by the midpoint rule: the contributions of a row sum to the difference of the two scores, up to the rule's own
         error. Where nothing was observed the two rows are alike, and a gap contributes nothing.
         """
-        state = self._tensors()
+        known = self._known
         with torch.no_grad():
-            typical = model.decode(state["code_center"][None]).expand_as(x)
+            typical = model.decode(known.state["code_center"][None]).expand_as(x)
         if observed is not None:
             typical = torch.where(observed, typical, x)
-        total = torch.zeros_like(x)
-        for step in range(STEPS):
-            point = (typical + (step + 0.5) / STEPS * (x - typical)).requires_grad_()
-            score = self._tensor_score(model, point, observed, state).sum()
-            total += torch.autograd.grad(score, point)[0] / STEPS
-        return (total * (x - typical)).flatten(1).numpy()
+        way, total = x - typical, torch.zeros_like(x)
+        together = max(1, _BATCH // max(len(x), 1))  # of few rows several steps, which cost as much as one
+        for first in range(0, STEPS, together):
+            count = min(together, STEPS - first)
+            places = (torch.arange(first, first + count) + 0.5) / STEPS
+            points = (typical + places.reshape(-1, *[1] * x.ndim) * way).flatten(0, 1).requires_grad_()
+            seen = None if observed is None else observed.repeat(count, *[1] * (x.ndim - 1))
+            score = self._tensor_score(model, points, seen, known).sum()
+            # One after the other: how many go together depends on the number of rows, and their sum must not.
+            for gradient in torch.autograd.grad(score, points)[0].reshape(count, *x.shape):
+                total += gradient / STEPS
+        return (total * way).flatten(1).numpy()
 
     def evaluate(self, model: Autoencoder, split: Split, train: Split) -> Scores:
         assert split.normal is not None
@@ -365,24 +402,33 @@ class Anomaly(Application):
         }
 
     def predict(self, model: Autoencoder, x: np.ndarray, observed: np.ndarray | None, schema: Schema) -> Columns:
-        """Return score, flag, threshold and, in order, the features that raised the score most: top_1, top_2, ..."""
+        """Return score, flag, threshold and, in order, the features that raised the score most: top_1, top_2, ...
+
+        What `explaining` left out has None in the place of a feature; where it left out all rows there are no such
+        columns.
+        """
         score = self.score(model, x, observed)
-        columns: Columns = {
-            "score": score,
-            "flag": score > self.threshold,
-            "threshold": np.full(len(score), self.threshold, np.float32),
-        }
-        names = np.array(schema.features, dtype=object)
-        by_feature = self._by_feature(model, x, observed, schema)
+        flag = score > self.threshold
+        columns: Columns = {"score": score, "flag": flag, "threshold": np.full(len(score), self.threshold, np.float32)}
+        if self.explained == "none":
+            return columns
+        rows = np.flatnonzero(flag) if self.explained == "flagged" else slice(None)
+        by_feature = self._by_feature(model, x[rows], None if observed is None else observed[rows], schema)
         ranked = np.argsort(-by_feature, axis=1, kind="stable")[:, : self.reasons]
-        return columns | {f"top_{i + 1}": names[ranked[:, i]] for i in range(ranked.shape[1])}
+        names = np.array(schema.features, dtype=object)
+        for i in range(ranked.shape[1]):
+            columns[f"top_{i + 1}"] = np.full(len(score), None, dtype=object)
+            columns[f"top_{i + 1}"][rows] = names[ranked[:, i]]
+        return columns
 
     def _by_feature(self, model: Autoencoder, x: np.ndarray, observed: np.ndarray | None, schema: Schema) -> np.ndarray:
         """Return the contributions (n, features); the values of a one-hot column count together."""
-        parts = np.concatenate(
-            [self._contributions(model, *rows) for rows in in_batches(x, observed, _BATCH)]
-        )  # (n, size)
-        return np.asarray(np.add.reduceat(parts, np.flatnonzero(np.diff(schema.feature_of, prepend=-1)), axis=1))
+        found = np.empty((len(x), len(schema.features)), np.float32)
+        starts = np.flatnonzero(np.diff(schema.feature_of, prepend=-1))
+        for rows, some, seen in _batches(x, observed):
+            parts = self._contributions(model, some, seen)[: len(found[rows])]  # (n, size)
+            found[rows] = np.add.reduceat(parts, starts, axis=1)
+        return found
 
     def pictures(self, model: Autoencoder, split: Split, train: Split, schema: Schema) -> list[Picture]:
         score = self.score(model, split.x, split.observed)
@@ -491,6 +537,86 @@ class Anomaly(Application):
                 size=(7.4, 3.6),
             )
         ]
+
+
+class _Reference:
+    """The codes that distances are taken to."""
+
+    def __init__(self, codes: Tensor) -> None:
+        """Take (count, code)."""
+        self._codes = codes
+        # Groups have to be full; what fills them up is infinitely far from everywhere.
+        more = -len(codes) % _MULTIPLE
+        squares = torch.cat([codes.square().sum(dim=1), torch.full((more,), torch.inf)])
+        products = torch.cat([-2 * codes, codes.new_zeros(more, codes.shape[1])])
+        self._products = torch.cat([products, squares[:, None]], dim=1).T.contiguous()  # (code + 1, full)
+
+    def distances(self, z: Tensor, count: int) -> Tensor:
+        """Return the distances of codes (n, code) to their nearest in the reference, (n, count), in no order."""
+        found = self._nearest(z.detach(), min(count, len(self._codes)))
+        # Taken anew, since those that found them are rounded; and gradients go through these few alone. A code of the
+        # reference itself is at distance 0, where the root has no gradient.
+        near = self._codes.index_select(0, found.flatten()).reshape(*found.shape, -1)  # (n, count, code)
+        distances: Tensor = (z[:, None] - near).square().sum(dim=2).clamp(min=1e-12).sqrt()
+        return distances
+
+    def _nearest(self, z: Tensor, count: int) -> Tensor:
+        """Return the positions of the nearest, (n, count)."""
+        full = self._products.shape[1]
+        z = torch.cat([z, z.new_ones(len(z), 1)], dim=1)
+        found = np.empty((len(z), count), np.int64)
+        step = max(_MULTIPLE, _DISTANCES // full // _MULTIPLE * _MULTIPLE)
+        buffer = torch.empty(min(step, len(z)), full)
+        for start in range(0, len(z), step):
+            some = z[start : start + step]
+            # Squared distances but for the square of the code itself, which is the same for all of its row.
+            levels = [torch.mm(some, self._products, out=buffer[: len(some)])]  # (rows, full)
+            # The smallest of each group, of each group of groups, ...: among few it is found at once.
+            while levels[-1].shape[1] % _GROUP == 0 and levels[-1].shape[1] // _GROUP >= count:
+                levels.append(levels[-1].reshape(len(some), _GROUP, -1).amin(dim=1))
+            # And down again: the nearest are in the groups whose smallest are the smallest.
+            places = _smallest(levels[-1].numpy(), count)
+            for level in levels[-2::-1]:
+                groups = level.reshape(len(some), _GROUP, -1)
+                chosen = torch.from_numpy(places)[:, None].expand(-1, _GROUP, -1)
+                inside = _smallest(groups.gather(2, chosen).flatten(1).numpy(), count)
+                member = inside // count
+                places = np.take_along_axis(places, inside - member * count, axis=1) + member * groups.shape[2]
+            found[start : start + step] = places
+        return torch.from_numpy(found)
+
+
+def _smallest(values: np.ndarray, count: int) -> np.ndarray:
+    """Return the positions (n, count) of the smallest values of each row, in the order of the positions."""
+    rows, width = values.shape
+    # NumPy sorts short rows by vector instructions, and many times as fast as it finds positions.
+    limit = np.partition(values, count - 1, axis=1)[:, count - 1 : count]
+    found = np.flatnonzero(values <= limit)
+    if len(found) != rows * count:
+        # Some are as small as the last of them, or are no numbers.
+        return np.sort(np.argpartition(values, count - 1, axis=1)[:, :count], axis=1)
+    return found.reshape(rows, count) - np.arange(0, rows * width, width)[:, None]
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What calibration learned, as the networks take it."""
+
+    state: Mapping[str, Tensor]
+    reference: _Reference
+
+
+def _batches(x: np.ndarray, observed: np.ndarray | None) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
+    """Cut samples into batches, and say of which rows each is; the last is filled up, so that all round in one way."""
+    for start in range(0, len(x), _BATCH):
+        rows = slice(start, start + _BATCH)
+        yield rows, _filled(x[rows]), None if observed is None else _filled(observed[rows])
+
+
+def _filled(x: np.ndarray) -> Tensor:
+    if more := -len(x) % _MULTIPLE:
+        x = np.concatenate([x, np.zeros((more, *x.shape[1:]), x.dtype)])
+    return tensor(np.ascontiguousarray(x))
 
 
 def _residual(model: Autoencoder, split: Split) -> np.ndarray:

@@ -83,6 +83,19 @@ class Measured:
     output: np.ndarray
 
 
+@dataclass(frozen=True)
+class Payload:
+    """What stands for images of one size in a chunk.
+
+    kind: one of `containers.KINDS`.
+    bits: about how many of them each image takes, (n,).
+    """
+
+    content: bytes
+    kind: str
+    bits: np.ndarray
+
+
 class Compression(Application):
     """Judges streams by the bytes that they save at equal quality (Bjontegaard, 2001) against a fixed reference."""
 
@@ -182,7 +195,7 @@ class Compression(Application):
         streams = np.empty(len(x), object)
         rung = int(self.state["rung"][0])
         at = 0
-        for part, _ in in_batches(x, None, self._together(x.shape[1:])):
+        for part, _ in in_batches(x, None, self.together(x.shape[1:])):
             made = (
                 model.compress(part, rung)
                 if isinstance(model, Compressor)
@@ -202,7 +215,7 @@ class Compression(Application):
         """
         rung = int(self.state["rung"][0])
         parts = [np.empty((0, *schema.shape), np.float32)]
-        size = self._together(schema.shape)
+        size = self.together(schema.shape)
         for start in range(0, len(streams), size):
             some = streams[start : start + size]
             if isinstance(model, Compressor):
@@ -240,11 +253,11 @@ class Compression(Application):
                     f"images are {part.shape[1:]}; this model takes {model.shape} alone; resize them, or use a model of "
                     "the variant `compressive`, which takes any size"
                 )
-            size = self._together(part.shape[1:])
+            size = self.together(part.shape[1:])
             for start in range(0, len(part), size):
                 some = part[start : start + size]
-                _, height, width = some.shape[1:]
-                writer.add(self._stream(model, some, rung)[0], len(some), (some.shape[1], height, width), rung)
+                made = self.payload(model, some, rung)
+                writer.add(made.content, len(some), _shape(some), rung, made.kind)
         writer.close()
 
     def read(self, model: Autoencoder, source: Path | bytes) -> "Iterator[np.ndarray | containers.Damage]":
@@ -261,29 +274,47 @@ class Compression(Application):
                 yield one
                 continue
             try:
-                yield self._images(model, one)
-            except entropy.DamagedStreamError as error:
+                yield self.images(model, one)
+            except (entropy.DamagedStreamError, containers.ContainerError) as error:
                 yield containers.Damage(one.first, one.first + one.count - 1, str(error))
 
-    def _together(self, shape: Sequence[int]) -> int:
+    def together(self, shape: Sequence[int]) -> int:
         """Return how many images share a chunk."""
         return min(self.chunk, max(1, MOST_VALUES // math.prod(shape))) if max(shape[1:]) <= SMALL else 1
 
     @torch.inference_mode()
-    def _stream(self, model: Autoencoder, x: np.ndarray, rung: int) -> tuple[bytes, np.ndarray]:
-        """Return one stream of all images, and how many bits each of them takes."""
+    def payload(self, model: Autoencoder, x: np.ndarray, rung: int) -> Payload:
+        """Return what stands for images (n, channels, height, width) of one size, values 0 to 1, in one chunk.
+
+        One larger than a tile has to be alone.
+        """
         if isinstance(model, Compressor):
+            if model.tiles(x.shape[2:]) > 1:
+                streams = containers.joined(model.compress_tiles(tensor(x), rung))
+                return Payload(streams, "tiles", np.array([8.0 * len(streams)]))
             stream, bits = model.compress_together(tensor(x), rung)
-            return stream, bits.double().numpy()
+            return Payload(stream, "stream", bits.double().numpy())
         quantiser = self._quantiser()
         whole = quantiser.whole(codes(model, x, None), rung)
-        return quantiser.stream(whole, rung), quantiser.bits(whole, rung)
+        return Payload(quantiser.stream(whole, rung), "stream", quantiser.bits(whole, rung))
 
     @torch.inference_mode()
-    def _images(self, model: Autoencoder, chunk: containers.Chunk) -> np.ndarray:
+    def images(self, model: Autoencoder, chunk: containers.Chunk) -> np.ndarray:
+        """Return the images of a chunk that `payload` made, (n, channels, height, width), values 0 to 1.
+
+        Args:
+            model: the one that made it, or its copy of double precision, in which sums round too finely to show.
+
+        Raises:
+            entropy.DamagedStreamError, containers.ContainerError: it is not as this very model wrote it.
+        """
         if isinstance(model, Compressor):
-            found = model.decompress_together(chunk.payload, chunk.count, chunk.rung, chunk.shape[1:])
-            return np.asarray(found.clamp(0, 1).numpy())
+            found = (
+                model.decompress_tiles(containers.parted(chunk.payload), chunk.rung, chunk.shape[1:])
+                if chunk.kind == "tiles"
+                else model.decompress_together(chunk.payload, chunk.count, chunk.rung, chunk.shape[1:])
+            )
+            return np.asarray(found.clamp_(0, 1).numpy())
         quantiser = self._quantiser()
         return self._decoded(
             model, quantiser.values(quantiser.read(chunk.payload, chunk.count, chunk.rung), chunk.rung)
@@ -291,7 +322,9 @@ class Compression(Application):
 
     @torch.inference_mode()
     def _decoded(self, model: Autoencoder, z: np.ndarray) -> np.ndarray:
-        return np.asarray(model.decode(torch.from_numpy(z.astype(np.float32))).clamp(0, 1).numpy())
+        weights = {value.dtype for value in model.state_dict().values() if value.is_floating_point()}
+        given = torch.from_numpy(z).to(torch.double if weights == {torch.double} else torch.float32)
+        return np.asarray(model.decode(given).clamp(0, 1).numpy())
 
     def _quantiser(self) -> "_Quantiser":
         return _Quantiser.from_state(self.state)
@@ -301,8 +334,8 @@ class Compression(Application):
         out = io.BytesIO()
         self.write(model, [x], out, rung)
         archive = out.getvalue()
-        size = self._together(x.shape[1:])
-        bits = np.concatenate([self._stream(model, x[i : i + size], rung)[1] for i in range(0, len(x), size)])
+        size = self.together(x.shape[1:])
+        bits = np.concatenate([self.payload(model, x[i : i + size], rung).bits for i in range(0, len(x), size)])
         parts = [part for part in self.read(model, archive) if isinstance(part, np.ndarray)]
         return _shared(len(archive), bits, x, np.concatenate(parts))
 
@@ -694,6 +727,11 @@ class _Codec(Rival):
     def evaluate(self, split: Split, train: Split) -> Scores:
         ours = self._ladder(split.x, self._settings)
         return self._application.scores(split, ours, self._reference.ladder(split))
+
+
+def _shape(x: np.ndarray) -> tuple[int, int, int]:
+    _, channels, height, width = x.shape
+    return channels, height, width
 
 
 def _small(x: np.ndarray) -> bool:

@@ -10,9 +10,10 @@ from typing import Any, Literal, Self
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from sevenfold import filters, pictures, quality
-from sevenfold.applications.base import Application, Columns, Rival, Scores, flat, in_batches, tensor
+from sevenfold.applications.base import Application, Columns, Rival, Scores, flat
 from sevenfold.datasets.base import Schema, Split
 from sevenfold.models.base import Autoencoder, Restorer
 from sevenfold.pictures import Picture
@@ -48,8 +49,14 @@ MIXES = np.linspace(0, 1, 21)
 LARGEST_PCA = 4096
 """Values of the largest image whose principal components are taken."""
 
-TILE = 256
-"""Edge, in pixels, of the pieces in which a large image is restored."""
+TILE = 512
+"""Edge, in pixels, of the pieces in which a large image is restored, without the margin around them."""
+
+STEADY = 2**16
+"""Pixels that a job gives a model at a time, or one tile: always as many images, since sums may depend on how many there are."""
+
+STRIPE = 2**20
+"""Values in which noise is measured at a time."""
 
 _PIXELS = 2**19  # of all channels, that go through a model or a filter at a time
 
@@ -223,21 +230,28 @@ class Denoising(Application):
     def predict(self, model: Autoencoder, x: np.ndarray, observed: np.ndarray | None, schema: Schema) -> Columns:
         """Return `image`, (n, channels, height, width), without the noise that is measured in each.
 
-        Images may be larger or smaller than those of the training.
+        Images may be larger or smaller than those of the training, and each comes out the same in whatever company.
         """
-        parts = [np.zeros((0, *x.shape[1:]), np.float32)]
+        output, at = np.empty(x.shape, np.float32), 0
         for (part,) in _in_parts(x):
             told = np.full(len(part), self.levels[0]) if self.known and len(self.levels) == 1 else self.measured(part)
-            parts.append(self.restored(model, part, told))
-        return {"image": np.concatenate(parts)}
+            output[at : at + len(part)] = self.restored(model, part, told, steady=True)
+            at += len(part)
+        return {"image": output}
 
-    def restored(self, model: Autoencoder, noisy: np.ndarray, told: np.ndarray) -> np.ndarray:
-        """Return images within their range, (n, channels, height, width) float32, for noise of the told levels, (n,)."""
+    def restored(self, model: Autoencoder, noisy: np.ndarray, told: np.ndarray, *, steady: bool = False) -> np.ndarray:
+        """Return images within their range, (n, channels, height, width) float32, for noise of the told levels, (n,).
+
+        Args:
+            steady: give the model always as many images at a time, so that each comes out the same to the last bit in
+                whatever company. That costs time where there are few.
+        """
         if isinstance(model, Restorer):
-            output = _in_pieces(model, noisy, told * np.interp(told, self.levels, self.state["caution"]))
+            cautious = told * np.interp(told, self.levels, self.state["caution"])
+            output = _in_pieces(model, noisy, cautious, steady=steady)
         else:
             share = np.interp(told, self.levels, self.state["kept"]).reshape(-1, 1, 1, 1)
-            output = share * noisy + (1 - share) * _reconstructed(model, noisy)
+            output = share * noisy + (1 - share) * _reconstructed(model, noisy, steady=steady)
         return _within_range(output)
 
     def _best_caution(self, model: Restorer, validation: Split, level: float) -> float:
@@ -469,19 +483,30 @@ def _signs(x: np.ndarray) -> np.ndarray:
     from several frequencies on, over all blocks, over the smoother ones, and in the smoothest (as do Pyatykh et al., 2013,
     by principal components).
     """
+    n, channels, height, width = x.shape
+    tall, wide = min(BLOCK, height), min(BLOCK, width)
+    lines = max(1, STRIPE // max(1, n * channels * tall * width)) * tall
+    stripes = [
+        _energies(x[:, :, top : min(top + lines, height // tall * tall), : width // wide * wide], tall, wide)
+        for top in range(0, height // tall * tall, lines)
+    ]
+    signs = []
+    for energy in np.concatenate(stripes, axis=3).reshape(len(FREQUENCIES), n, -1):  # (n, blocks)
+        signs += [np.sqrt(np.square(energy).mean(axis=1)), np.quantile(energy, 0.15, axis=1), energy.min(axis=1)]
+    return np.log(np.stack(signs, axis=1) + LEAST)
+
+
+def _energies(x: np.ndarray, tall: int, wide: int) -> np.ndarray:
+    """Return the energy of each block from several frequencies on, (frequencies, n, channels, rows, columns of blocks)."""
     from scipy import fft
 
     n, channels, height, width = x.shape
-    tall, wide = min(BLOCK, height), min(BLOCK, width)
-    cut = np.asarray(x[:, :, : height // tall * tall, : width // wide * wide], np.float64)
-    blocks = cut.reshape(n, channels, height // tall, tall, width // wide, wide).swapaxes(3, 4)
+    grid = (n, channels, height // tall, width // wide)
+    blocks = np.asarray(x, np.float64).reshape(n, channels, grid[2], tall, grid[3], wide).swapaxes(3, 4)
     waves = np.square(fft.dctn(blocks, axes=(4, 5), norm="ortho")).reshape(n, -1, tall * wide)
     frequency = np.add.outer(np.arange(tall) / tall, np.arange(wide) / wide).reshape(-1)  # 0 to nearly 2
-    signs = []
-    for least in FREQUENCIES:
-        energy = np.sqrt(waves[:, :, frequency >= min(least, frequency[-1])].mean(axis=2))  # (n, blocks)
-        signs += [np.sqrt(np.square(energy).mean(axis=1)), np.quantile(energy, 0.15, axis=1), energy.min(axis=1)]
-    return np.log(np.stack(signs, axis=1) + LEAST)
+    kept = [frequency >= min(least, frequency[-1]) for least in FREQUENCIES]
+    return np.stack([np.sqrt(waves[:, :, high].mean(axis=2)).reshape(grid) for high in kept])
 
 
 def _regression(signs: np.ndarray, target: np.ndarray) -> dict[str, np.ndarray]:
@@ -494,11 +519,11 @@ def _regression(signs: np.ndarray, target: np.ndarray) -> dict[str, np.ndarray]:
     return {"center": center, "scale": scale, "slope": slope, "offset": np.array([offset])}
 
 
-def _reconstructed(model: Autoencoder, x: np.ndarray) -> np.ndarray:
+def _reconstructed(model: Autoencoder, x: np.ndarray, *, steady: bool = False) -> np.ndarray:
     """Return what a model makes of images of its own size, or of others by overlapping tiles of that size."""
     height, width = model.shape[1:]
     if x.shape[2:] == (height, width):
-        return _through(model, x)
+        return _through(model, x, steady=steady)
     # Smaller ones are mirrored to the size of a tile.
     grown = _mirrored(x, height, width)
     output = np.zeros_like(grown)
@@ -506,19 +531,40 @@ def _reconstructed(model: Autoencoder, x: np.ndarray) -> np.ndarray:
     window = np.outer(*(np.minimum(np.arange(edge) + 1, np.arange(edge, 0, -1)) for edge in (height, width)))
     window = window.astype(np.float32)
     for top in _starts(grown.shape[2], height):
-        for left in _starts(grown.shape[3], width):
+        # A whole row of tiles at a time: one by one they would be too few for the model to be fast.
+        lefts = _starts(grown.shape[3], width)
+        tiles = np.stack([grown[:, :, top : top + height, left : left + width] for left in lefts], axis=1)
+        made = _through(model, tiles.reshape(-1, *tiles.shape[2:]), steady=steady).reshape(tiles.shape)
+        for i, left in enumerate(lefts):
             place = (slice(top, top + height), slice(left, left + width))
-            output[:, :, *place] += window * _through(model, np.ascontiguousarray(grown[:, :, *place]))
+            output[:, :, *place] += window * made[:, i]
             total[place] += window
     whole: np.ndarray = output / total
     return whole[:, :, : x.shape[2], : x.shape[3]]
 
 
+def _through(model: Autoencoder, x: np.ndarray, *, steady: bool) -> np.ndarray:
+    return _in_turn(lambda part, _: model(part), x, np.zeros(len(x)), steady=steady)
+
+
 @torch.inference_mode()
-def _through(model: Autoencoder, x: np.ndarray) -> np.ndarray:
-    size = max(1, _PIXELS // int(np.prod(x.shape[1:])))
-    parts = [np.zeros((0, *x.shape[1:]), np.float32), *(model(part).numpy() for part, _ in in_batches(x, None, size))]
-    return np.concatenate(parts)
+def _in_turn(act: Callable[[Tensor, Tensor], Tensor], x: np.ndarray, told: np.ndarray, *, steady: bool) -> np.ndarray:
+    """Return what a model makes of images of one size, some at a time.
+
+    Args:
+        told: one number for each image, (n,).
+        steady: always as many of them, the last ones with copies beside them.
+    """
+    pixels = int(np.prod(x.shape[1:]))
+    size = max(1, (STEADY if steady else _PIXELS) // pixels)
+    output = np.empty(x.shape, np.float32)
+    for start in range(0, len(x), size):
+        rows = np.arange(start, min(start + size, len(x)))
+        taken = np.pad(rows, (0, size - len(rows)), mode="edge") if steady else rows
+        given = torch.from_numpy(np.ascontiguousarray(x[taken], dtype=np.float32))
+        made = act(given, torch.from_numpy(told[taken].astype(np.float32)))
+        output[rows] = made[: len(rows)].numpy()
+    return output
 
 
 def _starts(edge: int, tile: int) -> list[int]:
@@ -536,23 +582,33 @@ def _mirrored(x: np.ndarray, height: int, width: int) -> np.ndarray:
     return np.pad(x, extra, mode="symmetric")
 
 
-@torch.inference_mode()
-def _in_pieces(model: Restorer, x: np.ndarray, told: np.ndarray) -> np.ndarray:
-    """Restore images of any size; large ones in pieces, each with as much around it as the model looks at."""
-    height, width = x.shape[2:]
+def _in_pieces(model: Restorer, x: np.ndarray, told: np.ndarray, *, steady: bool = False) -> np.ndarray:
+    """Restore images of any size; large ones in pieces of one size, each with as much around it as the model looks at."""
     output = np.empty(x.shape, np.float32)
-    margin, stride = model.margin, model.stride
-    tile = max(stride, TILE // stride * stride)
-    for top in range(0, height, tile):
-        for left in range(0, width, tile):
-            above, before = min(top, margin), min(left, margin)
-            rows, columns = slice(top - above, top + tile + margin), slice(left - before, left + tile + margin)
-            given = np.ascontiguousarray(x[:, :, rows, columns], dtype=np.float32)
-            start = 0
-            for (part,) in _in_parts(given):
-                levels = torch.from_numpy(told[start : start + len(part)].astype(np.float32))
-                made = model.restore(tensor(part), levels).numpy()
-                piece = made[:, :, above : above + tile, before : before + tile]
-                output[start : start + len(part), :, top : top + tile, left : left + tile] = piece
-                start += len(part)
+    down, across = (_windows(edge, model) for edge in x.shape[2:])
+    for window_down, piece_down in down:
+        for window_across, piece_across in across:
+            given = x[:, :, window_down, window_across]
+            made = _in_turn(model.restore, given, told, steady=steady)
+            above, before = piece_down.start - window_down.start, piece_across.start - window_across.start
+            height, width = piece_down.stop - piece_down.start, piece_across.stop - piece_across.start
+            output[:, :, piece_down, piece_across] = made[:, :, above : above + height, before : before + width]
     return output
+
+
+def _windows(edge: int, model: Restorer) -> list[tuple[slice, slice]]:
+    """Return what a model is given of an edge, and which piece of what it makes is taken.
+
+    Windows have one size, but for the last one, which ends with the image: the model itself fills up what is missing there
+    to a multiple of its stride, as it does for the whole image.
+    """
+    tile = max(model.stride, TILE // model.stride * model.stride)
+    size, full = tile + 2 * model.margin, -(-edge // model.stride) * model.stride
+    found, done = [], 0
+    while done < edge:
+        begin = max(0, min(done - model.margin, full - size))
+        end = min(begin + size, edge)
+        until = edge if end == edge else end - model.margin
+        found.append((slice(begin, end), slice(done, until)))
+        done = until
+    return found

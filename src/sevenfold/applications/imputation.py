@@ -405,6 +405,23 @@ class Imputation(Application):
             ),
         }
 
+    def giving(self, *, flags: bool | None = None, draws: int | None = None) -> Self:
+        """Return a copy that gives columns of flags or not, and so many draws; None for as it was made.
+
+        Raises:
+            ValueError: it was calibrated without draws, so it does not know how far fills are off.
+        """
+        if draws and "residuals" not in self.state:
+            raise ValueError(
+                f"draws is {draws}; expected 0, since this model was trained with `draws: null` and has not learned how "
+                "far its fills are off; set `draws: 1` in params.yaml and train again"
+            )
+        given = {
+            "flags": self.flags if flags is None else flags,
+            "draws": self.draws if draws is None else draws or None,
+        }
+        return type(self)(**self.options | given).with_state(self.state)
+
     def predict(self, model: Autoencoder, x: np.ndarray, observed: np.ndarray | None, schema: Schema) -> Columns:
         """Return the table's columns, in their own units and types, without a gap; then the draws and flags.
 

@@ -117,6 +117,11 @@ class Compressor(ABC):
     def rungs(self) -> int:
         """Return how many rungs the ladder has."""
 
+    @property
+    @abstractmethod
+    def any_size(self) -> bool:
+        """Return whether images may have another size than those of the training."""
+
     @abstractmethod
     def compress(self, x: Tensor, rung: int | None = None) -> list[bytes]:
         """Return one stream per image, (n, channels, height, width)."""
@@ -140,6 +145,18 @@ class Compressor(ABC):
     @abstractmethod
     def decompress_together(self, stream: bytes, count: int, rung: int, edges: Sequence[int]) -> Tensor:
         """Return the `count` images of a stream, (count, channels, *edges)."""
+
+    @abstractmethod
+    def tiles(self, edges: Sequence[int]) -> int:
+        """Return how many streams an image of this size is to have, so that memory does not grow with it."""
+
+    @abstractmethod
+    def compress_tiles(self, x: Tensor, rung: int) -> list[bytes]:
+        """Return the streams of one image, (1, channels, height, width), as many as `tiles` says."""
+
+    @abstractmethod
+    def decompress_tiles(self, streams: Sequence[bytes], rung: int, edges: Sequence[int]) -> Tensor:
+        """Return the image of such streams, (1, channels, *edges)."""
 
 
 class Imputer(ABC):

@@ -43,6 +43,9 @@ LINEAR = 0.4
 STRIDE = 8
 """Levels to the hyper synthesis's unit: with more of them training is rough, with fewer slow."""
 
+TILE = 1024
+"""Edge, in pixels, of the tiles of a larger image, which go through the networks one by one and have streams of their own."""
+
 _FRACTION_DIGITS = FRACTIONS.bit_length() - 1
 
 FARTHEST = 1e6
@@ -127,6 +130,10 @@ class CompressiveAutoencoder(Autoencoder, Compressor):
     @property
     def rungs(self) -> int:
         return len(self.weights)
+
+    @property
+    def any_size(self) -> bool:
+        return not isinstance(self.transform, _Layers)
 
     def prepare(self, x: Tensor, observed: Tensor | None) -> None:
         if isinstance(self.transform, _Layers):
@@ -220,6 +227,42 @@ class CompressiveAutoencoder(Autoencoder, Compressor):
         """
         places = self.transform.grid(edges)
         y = self.prior.unpack([stream], count, places, self._number(rung), self.gains[rung - 1])
+        return self.image(y.to(self.gains), rung, edges)
+
+    def tiles(self, edges: Sequence[int]) -> int:
+        return len(self.transform.tiles(edges))
+
+    @torch.no_grad()
+    def compress_tiles(self, x: Tensor, rung: int) -> list[bytes]:
+        """Return one stream for each tile of an image, (1, channels, height, width), row by row.
+
+        The latents are those of the whole image, but for the last digits of sums before they are rounded. Tiles know
+        nothing of each other's latents: that costs a few bits along their edges, and leaves no seam.
+        """
+        y = self.whole(self._checked(x), self._number(rung))
+        gain = self.gains[rung - 1]
+        return [
+            self.prior.pack(y[:, :, down, across], rung, gain, together=True)[0]
+            for down, across in self.transform.tiles(x.shape[2:])
+        ]
+
+    @torch.no_grad()
+    def decompress_tiles(self, streams: Sequence[bytes], rung: int, edges: Sequence[int]) -> Tensor:
+        """Return the image, (1, channels, *edges), of the streams of its tiles.
+
+        Raises:
+            entropy.DamagedStreamError: they are not as this model wrote them, at this rung and size.
+        """
+        tiles, gain = self.transform.tiles(edges), self.gains[self._number(rung) - 1]
+        if len(streams) != len(tiles):
+            raise entropy.DamagedStreamError(
+                f"{len(streams)} streams; an image of {edges[1]}x{edges[0]} has {len(tiles)}, one for each tile; take it "
+                "from where it was written to once more"
+            )
+        y = torch.empty(1, self.grid[0], *self.transform.grid(edges))
+        for stream, (down, across) in zip(streams, tiles, strict=True):
+            places = (down.stop - down.start, across.stop - across.start)
+            y[:, :, down, across] = self.prior.unpack([stream], 1, places, rung, gain).to(y)
         return self.image(y.to(self.gains), rung, edges)
 
     @torch.no_grad()
@@ -368,13 +411,41 @@ class _Convolutions(nn.Module):
     def grid(self, edges: Sequence[int]) -> tuple[int, ...]:
         return _halved(edges, self.halvings)
 
+    def tiles(self, edges: Sequence[int]) -> list[tuple[slice, slice]]:
+        """Return the places of each tile's latents, row by row; those of a small image are one tile."""
+        size = max(1, TILE // self.block)
+        down, across = (
+            [slice(at, min(at + size, places)) for at in range(0, places, size)] for places in self.grid(edges)
+        )
+        return [(rows, columns) for rows in down for columns in across]
+
     def analyse(self, x: Tensor) -> Tensor:
-        padded = self._padded(x)
+        padded, tiles = self._padded(x), self.tiles(x.shape[2:])
+        if self.training or len(tiles) == 1:
+            return self._analysed(padded)
+        # A latent looks at less than a block beyond its own.
+        y = x.new_empty(len(x), self.down.out_channels, *self.grid(x.shape[2:]))
+        for tile in tiles:
+            taken, inner = _around(tile, y.shape[2:], 1)
+            y[:, :, *tile] = self._analysed(padded[:, :, *_scaled(taken, self.block)])[:, :, *inner]
+        return y
+
+    def _analysed(self, padded: Tensor) -> Tensor:
         y: Tensor = self.down(padded) + self.analysis(padded)
         return y
 
     def synthesise(self, y: Tensor, edges: Sequence[int]) -> Tensor:
-        return functional.pad(self.up(y) + self.synthesis(y), _cropping(_border(edges, self.halvings)))
+        cropping, tiles = _cropping(_border(edges, self.halvings)), self.tiles(edges)
+        if self.training or len(tiles) == 1:
+            return functional.pad(self.up(y) + self.synthesis(y), cropping)
+        # A pixel looks at less than two latents beyond its own.
+        output = y.new_empty(len(y), self.down.in_channels, *(self.block * places for places in y.shape[2:]))
+        for tile in tiles:
+            taken, inner = _around(tile, y.shape[2:], 2)
+            some = y[:, :, *taken]
+            made = self.up(some) + self.synthesis(some)
+            output[:, :, *_scaled(tile, self.block)] = made[:, :, *_scaled(inner, self.block)]
+        return functional.pad(output, cropping)
 
 
 class _Layers(nn.Module):
@@ -413,6 +484,9 @@ class _Layers(nn.Module):
 
     def grid(self, edges: Sequence[int]) -> tuple[int, ...]:
         return (1, 1)
+
+    def tiles(self, edges: Sequence[int]) -> list[tuple[slice, slice]]:
+        return [(slice(0, 1), slice(0, 1))]
 
     def analyse(self, x: Tensor) -> Tensor:
         flat = x.flatten(1)
@@ -804,6 +878,21 @@ def _border(edges: Sequence[int], halvings: int) -> tuple[int, int, int, int]:
     """Return what is missing from a multiple of all halvings: left, right, top and bottom, on both sides alike."""
     down, right = (-edge % 2**halvings for edge in edges)
     return right // 2, right - right // 2, down // 2, down - down // 2
+
+
+def _around(
+    tile: tuple[slice, slice], places: Sequence[int], margin: int
+) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+    """Return a tile with a margin on each side that is not the image's edge, and where in that the tile itself is."""
+    taken = tuple(
+        slice(max(0, one.start - margin), min(one.stop + margin, most)) for one, most in zip(tile, places, strict=True)
+    )
+    inner = tuple(slice(one.start - more.start, one.stop - more.start) for one, more in zip(tile, taken, strict=True))
+    return taken, inner
+
+
+def _scaled(tile: Sequence[slice], factor: int) -> tuple[slice, ...]:
+    return tuple(slice(one.start * factor, one.stop * factor) for one in tile)
 
 
 def _cropping(border: Sequence[int]) -> tuple[int, int, int, int]:

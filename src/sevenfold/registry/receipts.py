@@ -6,13 +6,13 @@ import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from sevenfold import files
-from sevenfold.registry import tracking
+from sevenfold.registry import runs, tracking
 from sevenfold.registry.versions import Version
 from sevenfold.workspace import Workspace
 
@@ -41,6 +41,7 @@ class Receipt:
     user: who ran it, as the machine calls them.
     sevenfold: the version of this package.
     run_id: of the run that records it; None where the store could not be reached.
+    details: how it was done, as plain JSON: partitions, rows put aside, batch size, workers, options, drift, ...
     """
 
     operation: str
@@ -58,6 +59,7 @@ class Receipt:
     user: str
     sevenfold: str
     run_id: str | None = None
+    details: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def to_json(self) -> dict[str, Any]:
         times = {name: getattr(self, name).isoformat(timespec="milliseconds") for name in ("started", "ended")}
@@ -98,15 +100,17 @@ def _record(workspace: Workspace, receipt: Receipt, version: Version | None) -> 
     client = tracking.client(workspace)
     start, end = (round(moment.timestamp() * 1000) for moment in (receipt.started, receipt.ended))
     run_id: str = client.create_run(
-        _experiment(workspace, client),
+        runs.experiment(workspace, EXPERIMENT),
         start_time=start,
         run_name=f"{receipt.operation} with {receipt.model}",
         tags={"mlflow.user": receipt.user},
     ).info.run_id
     whole = replace(receipt, run_id=run_id)
-    told = {k: v for k, v in whole.to_json().items() if k not in {"rows", "seconds", "columns", "run_id"}}
-    columns = json.dumps(whole.columns)
-    told |= {"columns": columns} if len(columns) <= _LONGEST_TAG else {}
+    apart = {"rows", "seconds", "columns", "run_id", "details"}
+    told = {k: v for k, v in whole.to_json().items() if k not in apart}
+    for name in ("columns", "details"):
+        if len(text := json.dumps(whole.to_json()[name])) <= _LONGEST_TAG:
+            told[name] = text
     told["mlflow.note.content"] = f"{receipt.rows:,} rows of `{receipt.input}` by {receipt.model}: `{receipt.output}`."
     rate = receipt.rows / max(receipt.seconds, 1e-9)
     numbers = {"rows": float(receipt.rows), "seconds": receipt.seconds, "rows_per_second": rate}
@@ -136,23 +140,6 @@ def _link(client: "MlflowClient", run_id: str, receipt: Receipt, version: Versio
     client.log_inputs(run_id, datasets=[DatasetInput(data, [InputTag("mlflow.data.context", "batch")])], models=models)
 
 
-def _experiment(workspace: Workspace, client: "MlflowClient") -> str:
-    from mlflow.exceptions import MlflowException
-
-    found = client.get_experiment_by_name(EXPERIMENT)
-    if found is None:
-        try:
-            return str(client.create_experiment(EXPERIMENT, artifact_location=tracking.artifact_location(workspace)))
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":  # else another job was first
-                raise
-            found = client.get_experiment_by_name(EXPERIMENT)
-            assert found is not None
-    if found.lifecycle_stage == "deleted":
-        client.restore_experiment(found.experiment_id)
-    return str(found.experiment_id)
-
-
 @contextmanager
 def _hurried() -> Iterator[None]:
     """Keep MLflow from waiting minutes for a server that is away: its own way is seven attempts, ever further apart."""
@@ -177,9 +164,23 @@ def of_output(workspace: Workspace, digest: str) -> list[Receipt]:
     return _search(workspace, "output_digest", digest)
 
 
+def of_model(workspace: Workspace, name: str, since: datetime, most: int) -> list[Receipt]:
+    """Return the receipts of jobs that used any version of a registered model and began since then, the newest first.
+
+    Args:
+        most: how many, at most; 1 to 1000.
+    """
+    begun = f"attributes.start_time >= {round(since.timestamp() * 1000)}"
+    found = _found(workspace, f"tags.model LIKE '{name}/%' and {begun}", most)
+    # To the store an underscore is any character, and not all stores tell small letters from capitals.
+    return [receipt for receipt in found if receipt.model.rpartition("/")[0] == name]
+
+
 def _search(workspace: Workspace, tag: str, digest: str) -> list[Receipt]:
-    if not _SHA256.fullmatch(digest):
-        return []
+    return _found(workspace, f"tags.{tag} = '{digest}'") if _SHA256.fullmatch(digest) else []
+
+
+def _found(workspace: Workspace, condition: str, most: int | None = None) -> list[Receipt]:
     client = tracking.client(workspace)
     experiment = client.get_experiment_by_name(EXPERIMENT)
     if experiment is None:
@@ -189,25 +190,26 @@ def _search(workspace: Workspace, tag: str, digest: str) -> list[Receipt]:
     while True:
         page = client.search_runs(
             [experiment.experiment_id],
-            f"tags.{tag} = '{digest}' and attributes.status = 'FINISHED'",
-            max_results=1000,
+            f"{condition} and attributes.status = 'FINISHED'",
+            max_results=most or 1000,
             order_by=["attributes.start_time DESC"],
             page_token=token,
         )
         found += [_receipt(client, run) for run in page]
         token = page.token
-        if not token:
+        if not token or most is not None:
             return found
 
 
 def _receipt(client: "MlflowClient", run: "Run") -> Receipt:
     told = run.data.tags
-    if "columns" in told:
-        columns = json.loads(told["columns"])
+    if {"columns", "details"} <= told.keys():
+        columns, details = json.loads(told["columns"]), json.loads(told["details"])
     else:
         from mlflow.artifacts import load_dict
 
-        columns = load_dict(f"runs:/{run.info.run_id}/{FILE}")["columns"]
+        kept = load_dict(f"runs:/{run.info.run_id}/{FILE}")
+        columns, details = kept["columns"], kept.get("details", {})  # which the first ones had not
     names = ("operation", "model", "digest", "input", "input_digest", "output", "output_digest", "user", "sevenfold")
     return Receipt(
         **{name: told[name] for name in names},
@@ -217,4 +219,5 @@ def _receipt(client: "MlflowClient", run: "Run") -> Receipt:
         started=datetime.fromisoformat(told["started"]).astimezone(UTC),
         ended=datetime.fromisoformat(told["ended"]).astimezone(UTC),
         run_id=run.info.run_id,
+        details=details,
     )

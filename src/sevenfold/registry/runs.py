@@ -56,18 +56,49 @@ def title(moment: datetime) -> str:
 
 
 def experiment(workspace: Workspace, name: str) -> str:
-    """Return the id of a contest's experiment, which is made where there is none."""
+    """Return the id of an experiment, such as a contest's, which is made where there is none and restored where it was deleted."""
+    from mlflow.exceptions import MlflowException
+
     client = tracking.client(workspace)
     found = client.get_experiment_by_name(name)
-    if found is not None:
-        return str(found.experiment_id)
-    return str(client.create_experiment(name, artifact_location=tracking.artifact_location(workspace)))
+    if found is None:
+        try:
+            return str(client.create_experiment(name, artifact_location=tracking.artifact_location(workspace)))
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":  # else another process was first
+                raise
+            found = client.get_experiment_by_name(name)
+            assert found is not None
+    if found.lifecycle_stage == "deleted":
+        client.restore_experiment(found.experiment_id)
+    return str(found.experiment_id)
 
 
 def is_recorded(workspace: Workspace, name: str, keys: Sequence[str]) -> bool:
     """Say, by one question to the store, whether all these results of a contest have runs."""
     found = tracking.client(workspace).get_experiment_by_name(name)
     return found is not None and found.tags.get(RECORDED) == _digest(keys)
+
+
+def parents(workspace: Workspace, since: datetime, *, by: Workspace) -> list[tuple[str, str]]:
+    """Return (contest, run) of each run for a whole pipeline run that began at this moment or later, oldest first.
+
+    Args:
+        by: where the pipeline ran. Others may record in the same store meanwhile.
+    """
+    client = tracking.client(workspace)
+    names = {e.experiment_id: e.name for e in client.search_experiments()}
+    found = client.search_runs(
+        [*names],
+        filter_string=f"tags.kind = 'pipeline' and attributes.start_time >= {int(since.timestamp() * 1000)}",
+        order_by=["attributes.start_time ASC"],
+    )
+    own = [run for run in found if run.data.tags.get(RECORDER) == _recorder(by)]
+    return [(names[run.info.experiment_id], str(run.info.run_id)) for run in own]
+
+
+def _recorder(workspace: Workspace) -> str:
+    return f"{platform.node()}:{workspace.root.resolve()}"
 
 
 def _digest(keys: Sequence[str]) -> str:
@@ -82,6 +113,7 @@ def record(
     pipeline_run: str,
     description: str,
     artifacts: Sequence[Path] = (),
+    folders: Mapping[str, Path] | None = None,
     texts: Mapping[str, str],
 ) -> dict[str, str]:
     """Log what has no run yet, below one for this pipeline run, and return each key's run. Nothing new makes no run.
@@ -92,11 +124,12 @@ def record(
         name: of the contest, and of its experiment.
         pipeline_run: name of the parent run, and a tag of all; the same in all contests of one pipeline run.
         description: of the parent run, in Markdown.
-        artifacts, texts: files, and contents by file name, that the parent run keeps.
+        artifacts, folders, texts: files, folders by the name that they get, and contents by file name, which the parent
+            run keeps.
     """
     client = tracking.client(workspace)
     identifier = experiment(workspace, name)
-    recorder = f"{platform.node()}:{workspace.root.resolve()}"
+    recorder = _recorder(workspace)
     there = _there(client, identifier, recorder)
     new = [entry for entry in entries if entry.key not in there]
     if new:
@@ -109,6 +142,8 @@ def record(
         )
         for path in artifacts:
             client.log_artifact(parent, str(path))
+        for folder, path in (folders or {}).items():
+            client.log_artifacts(parent, str(path), folder)
         for file, text in texts.items():
             client.log_text(parent, text, file)
         for entry in new:

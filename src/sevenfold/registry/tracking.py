@@ -1,15 +1,18 @@
 """The tracking store: its database, its server, and the client that everything else here speaks through."""
 
+import configparser
 import getpass
 import importlib.metadata
 import os
+import secrets
 import subprocess
 import sys
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
-from sevenfold import files
+from sevenfold import doors, files
 from sevenfold.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -88,11 +91,60 @@ def user() -> str:
         return str(os.getuid())
 
 
+def is_secured() -> bool:
+    """Say whether a server that is started here asks for a password: `MLFLOW_AUTH_ADMIN_PASSWORD` is set."""
+    return bool(os.environ.get("MLFLOW_AUTH_ADMIN_PASSWORD"))
+
+
 def server_command(workspace: Workspace, *, host: str, port: int) -> list[str]:
-    """Return the command of a server that shows the workspace's own database and artifacts."""
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", workspace.tracking_uri]
-    command += ["--artifacts-destination", str(workspace.model_artifacts), "--workers", "1"]
-    return [*command, "--host", host, "--port", str(port)]
+    """Return the command of a server of the workspace's store, to be run with `server_environment`.
+
+    What a command holds every user of the machine can read, so this one holds no address of a database but that of a file.
+
+    Raises:
+        ValueError: others would reach it, and it would ask them for no password.
+    """
+    doors.require(host, is_secured())
+    files_at = os.environ.get("MLFLOW_ARTIFACTS_DESTINATION") or str(workspace.model_artifacts)
+    command = [sys.executable, "-m", "mlflow", "server", "--host", host, "--port", str(port)]
+    command += ["--artifacts-destination", files_at]
+    command += ["--app-name", "basic-auth"] if is_secured() else []
+    store = _served_store(workspace)
+    return [*command, "--backend-store-uri", store] if store.startswith("sqlite:///") else command
+
+
+def server_environment(workspace: Workspace) -> dict[str, str]:
+    """Return the variables of that server: those of the workspace, mlflow/server.env, and where its data are.
+
+    With a password it writes the server's own copy of mlflow/basic_auth.ini, which nobody else can read: users are kept where
+    the runs are, and the address of that may hold the database's password.
+    """
+    lines = workspace.server_settings.read_text(encoding="utf-8").splitlines()
+    settings = dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
+    store = _served_store(workspace)
+    given = {"MLFLOW_BACKEND_STORE_URI": store}
+    if is_secured():
+        rules = configparser.ConfigParser(interpolation=None)
+        rules.read_string(workspace.server_rules.read_text(encoding="utf-8"))
+        # MLflow reads it with interpolation, where a percent sign stands twice.
+        rules["mlflow"]["database_uri"] = store.replace("%", "%%")
+        target = workspace.private / "mlflow" / workspace.server_rules.name
+        with files.whole(target) as draft, draft.open("w", encoding="utf-8") as out:
+            draft.chmod(0o600)
+            rules.write(out)
+        given["MLFLOW_AUTH_CONFIG_PATH"] = str(target)
+        # It signs a form against forgery, in the one process that serves, so it need not outlive that.
+        given["MLFLOW_FLASK_SERVER_SECRET_KEY"] = secrets.token_urlsafe(32)
+    return settings | given | workspace.environment()
+
+
+def _served_store(workspace: Workspace) -> str:
+    """Return the address of the database behind a server: `MLFLOW_BACKEND_STORE_URI`, else the workspace's own store."""
+    named = os.environ.get("MLFLOW_BACKEND_STORE_URI")
+    if named:
+        return named
+    uri = workspace.tracking_uri
+    return f"sqlite:///{workspace.database}" if uri.startswith(("http://", "https://")) else uri
 
 
 def may_pass(error: object) -> bool:
@@ -120,4 +172,36 @@ def client(workspace: Workspace) -> "MlflowClient":
         import mlflow.pyfunc
     mlflow.set_tracking_uri(workspace.tracking_uri)
     mlflow.set_registry_uri(workspace.tracking_uri)
-    return mlflow.MlflowClient()
+    found = mlflow.MlflowClient()
+    if workspace.tracking_uri.startswith(("http://", "https://")):
+        who = (os.environ.get("MLFLOW_TRACKING_USERNAME"), os.environ.get("MLFLOW_TRACKING_PASSWORD"))
+        _be_let_in(found, workspace.tracking_uri, who)
+    return found
+
+
+_LET_IN: set[tuple[str, tuple[str | None, str | None]]] = set()
+"""Servers that have answered this process, with whom they have let in."""
+
+
+def _be_let_in(client: "MlflowClient", uri: str, who: tuple[str | None, str | None]) -> None:
+    """Ask a server once for something small, to tell a wrong password from all else that may be wrong.
+
+    Raises:
+        PermissionError: it lets nobody in with this name and password.
+    """
+    from mlflow.exceptions import MlflowException
+
+    if (uri, who) in _LET_IN:
+        return
+    try:
+        client.search_experiments(max_results=1)
+    except MlflowException as error:
+        if "error code 401" not in str(error):
+            raise
+        place = urlsplit(uri)  # which may hold a password
+        name = f"{who[0]!r} with this password" if who[0] else "those who give no name"
+        raise PermissionError(
+            f"the tracking server at {place.hostname} does not let in {name}; expected MLFLOW_TRACKING_USERNAME and "
+            "MLFLOW_TRACKING_PASSWORD of a user that it knows; set both, or ask who runs it"
+        ) from None
+    _LET_IN.add((uri, who))

@@ -1,6 +1,5 @@
 """Does a published version do what it says? Nothing of it is parsed or run before it is known to be as it was published."""
 
-import os
 import re
 import shutil
 import sys
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sevenfold import bundles, files
+from sevenfold import bundles, files, variables
 from sevenfold.bundles import BundleError
 from sevenfold.registry import packaging, versions
 from sevenfold.registry.versions import Version
@@ -131,7 +130,7 @@ def _answer_problems(folder: Path) -> list[str]:
     """Load the model as MLflow serves it, have it answer its example, and return what is wrong with that."""
     import mlflow
 
-    with _path_kept(), _forbidding_pickle():
+    with _path_kept(), variables.within(MLFLOW_ALLOW_PICKLE_DESERIALIZATION="false"):
         try:
             served = mlflow.pyfunc.load_model(str(folder))
             example = served.input_example
@@ -203,17 +202,3 @@ def _path_kept() -> Iterator[None]:
     finally:
         sys.path[:] = before
         sys.dont_write_bytecode = writes
-
-
-@contextmanager
-def _forbidding_pickle() -> Iterator[None]:
-    name = "MLFLOW_ALLOW_PICKLE_DESERIALIZATION"
-    before = os.environ.get(name)
-    os.environ[name] = "false"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before

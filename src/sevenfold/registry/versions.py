@@ -437,7 +437,7 @@ def resolve(workspace: Workspace, model: str) -> Resolved:
         if alias not in {None, CHAMPION}:
             raise LookupError(f"{name} has no version with the alias {alias!r}; there are: {there}")
         raise LookupError(
-            f"{name} has no champion yet: no version passed the gate; name one to use it all the same ({there}), or run "
-            "`sevenfold run` for a better one"
+            f"{name} has no champion yet: no version passed the gate; name one to use it all the same ({there}; "
+            f"`sevenfold models {name}` tells why), or run `sevenfold run` for a better one"
         )
     return Resolved(bundle_folder(workspace, chosen[0]), chosen[0].label, chosen[0].digest, chosen[0])

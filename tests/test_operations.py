@@ -1,0 +1,54 @@
+"""An operation takes what its bundle can work on, and gives it back in the user's own size, type and range."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import tiny
+from sevenfold import formats, operations
+from sevenfold.datasets.base import DataError
+
+
+def rows(pixels):
+    return formats.Rows(pd.DataFrame({"path": [f"{i}.png" for i in range(len(pixels))]}), pixels)
+
+
+def pictures(edges, dtype, channels=None):
+    shape = (3, *edges) if channels is None else (3, *edges, channels)
+    return np.random.default_rng(0).integers(0, np.iinfo(dtype).max, shape, dtype, endpoint=True)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+@pytest.mark.parametrize("edges", [(8, 6), (3, 3), (30, 41)])
+def test_images_of_any_size_and_whole_type_are_denoised_in_their_own(edges, dtype):
+    bundle = operations.accepting(tiny.bundle("images", "denoising"))
+    given = pictures(edges, dtype)
+    made = operations.denoise(bundle, rows(given)).images
+    assert made.shape == given.shape
+    assert made.dtype == given.dtype
+    assert not np.array_equal(made, given)
+
+
+def test_16_bits_are_denoised_as_their_8_are():
+    bundle = operations.accepting(tiny.bundle("images", "denoising"))
+    given = pictures((20, 20), "uint8")
+    made = operations.denoise(bundle, rows(given)).images
+    deep = operations.denoise(bundle, rows(given.astype(np.uint16) * 257)).images
+    assert np.abs(deep / 257 - made).max() < 0.505
+
+
+def test_images_of_other_channels_or_too_small_are_refused_with_what_would_do():
+    bundle = operations.accepting(tiny.bundle("images", "denoising"))
+    with pytest.raises(
+        DataError, match=r"got images 20x20 with 3 channels; expected images of 3x3 .*; convert them to grey"
+    ):
+        operations.denoise(bundle, rows(pictures((20, 20), "uint8", 3)))
+    with pytest.raises(DataError, match=r"got images 2x20 .*; expected images of 3x3 or more"):
+        operations.denoise(bundle, rows(pictures((20, 2), "uint8")))
+
+
+def test_other_operations_take_images_of_the_trainings_size_alone():
+    bundle = operations.accepting(tiny.bundle("images", "reduction"))
+    assert bundle.schema == tiny.bundle("images", "reduction").schema
+    with pytest.raises(DataError, match=r"got images 41x30 .*; expected images 6x8 with 1 channel; resize or convert"):
+        operations.encode(bundle, rows(pictures((30, 41), "uint8")))
