@@ -43,6 +43,8 @@ gate: {must_beat_rivals: true, floor: 1.0}
 LONG = ("epochs: 12", "epochs: 1000000")
 PATIENT = ("patience: 40", "patience: 1000000")
 
+AUTHOR = "-c user.name=test -c user.email=test@localhost"
+
 PROGRAM = """
 import sys
 from sevenfold import dispatch, params, workspace
@@ -188,6 +190,27 @@ def test_a_run_on_two_machines_of_which_one_is_lost_leaves_the_bytes_of_a_run_he
 
 
 @pytest.mark.slow
+def test_a_run_at_a_commit_sends_the_stages_of_its_worktree_to_the_cluster(project):
+    forget(project, "train", "evaluate", "scorecard")
+    for command in ("init --quiet", "add --all", f"{AUTHOR} commit --quiet --message state"):
+        project.run("git", *command.split())
+    # What the worktree must not take from here.
+    project.edit("params.yaml", "learning_rate: 0.003", "learning_rate: 1.0e+30")
+    done = subprocess.run(
+        ["sevenfold", "run", "--engine", "ray", "--revision", "HEAD"],
+        cwd=project.root,
+        env=environment(project),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    said = done.stdout + done.stderr
+    assert done.returncode == 0, said
+    for name in ("wdbc-deep", "wdbc-denoising"):
+        assert re.search(rf"{name}: on \S+, node \w+, GPU 0", said), said
+
+
+@pytest.mark.slow
 def test_a_stage_that_fails_is_not_tried_again_and_says_why_as_it_does_here(project):
     project.edit("params.yaml", "learning_rate: 0.003", "learning_rate: 1.0e+30")
     place, said = project.workspace, []
@@ -287,7 +310,7 @@ def test_what_params_state_is_asked_for_whatever_the_cluster_has():
 
 
 def answered(root, digest):
-    return list(dispatch._work("train", "a", str(root), digest, 0))
+    return dispatch._Stage("train", "a", str(root), digest, 0).answers(0)
 
 
 def test_a_machine_without_the_workspace_or_with_other_code_is_told(tmp_path):

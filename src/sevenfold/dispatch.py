@@ -4,7 +4,7 @@ So DVC's locks, cache and records have one machine, whatever the number of those
 
 - `sevenfold stage`, which DVC has started, asks at a socket, prints what it is told, and ends as it is told (`ask`);
 - the run holds the socket and the one connection to the cluster, and has a thread for each that asks (`serving`);
-- a process of the cluster runs `sevenfold stage` once more, on the workspace that all machines share (`_work`).
+- a process of the cluster runs `sevenfold stage` once more, on the workspace that all machines share (`_Stage`).
 
 When one of them dies, however that happens, the next one sees its socket or pipe closed, and ends too.
 """
@@ -20,7 +20,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +46,9 @@ RECORDING = 600.0
 
 _PAUSE = 0.2
 """Seconds between two looks whether somebody still waits for an answer."""
+
+_LONG_PAUSE = 2.0
+"""Seconds for which a stage that has nothing to say lets the run wait."""
 
 
 @dataclass(frozen=True)
@@ -219,16 +222,12 @@ class _Counter:
         name = f"{stage}@{subject}" if subject else stage
         wanted = needs(self._settings, stage, subject, gpus=self.capacity.gpus)
         for number in range(1, TRIES + 1):
-            if not any(_fits(wanted, machine) for machine in _machines()):
-                raise RuntimeError(
-                    f"it needs {wanted}, which no machine of the cluster has; expected one; add such a machine, or change "
-                    "`resources` or `training.threads` in params.yaml"
-                )
+            _require(wanted)
             try:
-                return self._once(line, name, wanted, (stage, subject))
-            except (ray.exceptions.RayTaskError, ray.exceptions.TaskCancelledError):
-                raise  # of our own code, or by somebody's wish, on a machine that is well
+                return self._once(line, wanted, (stage, subject))
             except ray.exceptions.RayError as error:
+                if isinstance(error, ray.exceptions.RayTaskError) or getattr(error, "actor_init_failed", False):
+                    raise  # of our own code, on a machine that is well
                 if number == TRIES:
                     raise RuntimeError(
                         f"{TRIES} machines or processes were lost under it, the last by {type(error).__name__}: {_said(error)}; "
@@ -238,24 +237,39 @@ class _Counter:
                 _send(line, {"line": f"{name}: {lost}"})
         raise AssertionError
 
-    def _once(self, line: socket.socket, name: str, wanted: Needs, asked: tuple[str, str | None]) -> int | None:
+    def _once(self, line: socket.socket, wanted: Needs, asked: tuple[str, str | None]) -> int | None:
         import ray
 
-        # One attempt each: where Ray itself repeats a task, what it said before is mixed with what it says then.
-        task: Any = ray.remote(_work).options(
-            name=name, num_cpus=wanted.processors, num_gpus=wanted.gpus, num_returns="streaming", max_retries=0
-        )
-        answers = task.remote(*asked, str(self._workspace.root), self._code, wanted.gpus)
+        # An actor, since a task that is cancelled while it ends can take the whole process of the run with it.
+        there: Any = ray.remote(_Stage).options(num_cpus=wanted.processors, num_gpus=wanted.gpus, max_restarts=0)
+        stage, heard = there.remote(*asked, str(self._workspace.root), self._code, wanted.gpus), 0
         try:
-            while not self._ended.is_set() and not _is_gone(line):
-                if ray.wait([answers], timeout=_PAUSE)[0]:
-                    answer = ray.get(next(answers))
+            while (answers := self._heard(line, stage.answers.remote(heard), wanted)) is not None:
+                for answer in answers:
                     if "code" in answer:
                         return int(answer["code"])
                     _send(line, answer)
+                heard += len(answers)
             return None
         finally:
-            _cancel(answers)  # which does nothing where the task has ended
+            _end(stage)
+
+    def _heard(self, line: socket.socket, awaited: Any, wanted: Needs) -> Sequence[Mapping[str, Any]] | None:
+        """Wait for what a stage says next; None if nobody waits for it any more."""
+        import ray
+
+        while not ray.wait([awaited], timeout=_PAUSE)[0]:
+            if self._ended.is_set() or _is_gone(line):
+                return None
+            _require(wanted)  # since a stage that waits for room may do so in vain when a machine is lost
+        if self._ended.is_set() or _is_gone(line):
+            return None
+        try:
+            found: Sequence[Mapping[str, Any]] = ray.get(awaited)
+        except ray.exceptions.ActorUnavailableError:
+            time.sleep(_PAUSE)  # it cannot be reached just now; Ray says when it is lost
+            return ()
+        return found
 
 
 def _machines() -> list[dict[str, float]]:
@@ -270,18 +284,27 @@ def _fits(wanted: Needs, machine: Mapping[str, float]) -> bool:
     return machine.get("CPU", 0) >= wanted.processors and machine.get("GPU", 0) >= wanted.gpus
 
 
-def _cancel(answers: Any) -> None:
-    """End a task and its stage: it gets the time to do so itself, and is ended by force if it does not."""
+def _require(wanted: Needs) -> None:
+    """See whether a machine of the cluster has what a stage takes.
+
+    Raises:
+        RuntimeError: none has.
+    """
+    if not any(_fits(wanted, machine) for machine in _machines()):
+        raise RuntimeError(
+            f"it needs {wanted}, which no machine of the cluster has; expected one; add such a machine, or change "
+            "`resources` or `training.threads` in params.yaml"
+        )
+
+
+def _end(stage: Any) -> None:
+    """End a stage and its process of the cluster: it gets the time to do so itself, and is ended by force if it does not."""
     import ray
 
-    with suppress(ray.exceptions.RayError, ValueError, StopIteration):
-        ray.cancel(answers, force=False)
-        end = time.monotonic() + 2 * PATIENCE
-        while time.monotonic() < end:
-            ready, _ = ray.wait([answers], timeout=_PAUSE)
-            if ready:
-                ray.get(next(answers))  # the last lines; then it raises
-        ray.cancel(answers, force=True)
+    with suppress(ray.exceptions.RayError):
+        ray.wait([stage.end.remote()], timeout=2 * PATIENCE)
+    with suppress(ray.exceptions.RayError):
+        ray.kill(stage)
 
 
 def _is_gone(line: socket.socket) -> bool:
@@ -307,63 +330,86 @@ def _said(error: BaseException) -> str:
     return text.splitlines()[-1] if text else type(error).__name__
 
 
-def _work(stage: str, subject: str | None, root: str, digest: str, gpus: int) -> Iterator[dict[str, Any]]:
-    """Run a stage in a process of the cluster; give each line that it prints, and then its exit code."""
-    place, here = Workspace(Path(root)), socket.gethostname()
-    problems = []
-    if not place.params.is_file():
-        problems.append(
-            f"{here} has no workspace {root}; expected one on a disk that all machines of the cluster share"
-        )
-    if code() != digest:
-        problems.append(f"{here} has other code of sevenfold; expected that of the run; install the same there")
-    if problems:
-        yield {"line": f"error: {'; '.join(problems)}"}
-        yield {"code": 1}
-        return
-    import ray
+class _Stage:
+    """A stage that runs in a process of the cluster, which is asked for what it says."""
 
-    where = f"node {ray.get_runtime_context().get_node_id()[:8]}"
-    numbers = ray.get_gpu_ids()
-    yield {"line": f"{subject or stage}: on {here}, {where}" + (f", GPU {numbers[0]}" if numbers else "")}
-    with _started(place, stage, subject, gpus) as process:
-        assert process.stdout is not None
-        for text in process.stdout:
-            yield {"line": text.rstrip("\n")}
-        yield {"code": process.wait()}
+    def __init__(self, stage: str, subject: str | None, root: str, digest: str, gpus: int) -> None:
+        self._asked, self._place, self._digest, self._gpus = (stage, subject), Workspace(Path(root)), digest, gpus
+        self._said: list[dict[str, Any]] = []
+        self._news = threading.Condition()
+        self._process: subprocess.Popen[str] | None = None
 
+    def answers(self, heard: int) -> list[dict[str, Any]]:
+        """Return each line that it prints, and at last its exit code, after the first `heard` of them.
 
-@contextmanager
-def _started(place: Workspace, stage: str, subject: str | None, gpus: int) -> Iterator["subprocess.Popen[str]"]:
-    """Start a stage in a group of its own, on a leash, and end it with the block."""
-    environment = place.environment() | {LEASH: "stdin", "PYTHONUNBUFFERED": "1"}
-    environment.pop(ADDRESS, None)
-    # This very code, of which the digest is.
-    environment["PYTHONPATH"] = os.pathsep.join(
-        filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")])
-    )
-    if not gpus:
-        environment["CUDA_VISIBLE_DEVICES"] = ""  # else Ray has set it
-    process = subprocess.Popen(
-        [sys.executable, "-m", "sevenfold", "stage", stage, *([subject] if subject else [])],
-        cwd=place.root,
-        env=environment,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        start_new_session=True,
-    )
-    try:
-        yield process
-    finally:
+        The first call begins the stage. A call waits for a moment until there is something to say.
+        """
+        if not self._said:
+            self._begin()
+        with self._news:
+            self._news.wait_for(lambda: len(self._said) > heard, timeout=_LONG_PAUSE)
+            return self._said[heard:]
+
+    def end(self) -> None:
+        """End it, by force where it does not end by itself."""
+        if self._process is None:
+            return
         for number in (signal.SIGTERM, signal.SIGKILL):
             with suppress(ProcessLookupError, PermissionError):
-                os.killpg(process.pid, number)
+                os.killpg(self._process.pid, number)
             with suppress(subprocess.TimeoutExpired):
-                process.wait(PATIENCE)
+                self._process.wait(PATIENCE)
                 break
-        for pipe in (process.stdin, process.stdout):
-            with suppress(OSError):
-                pipe.close()  # type: ignore[union-attr]
+
+    def _begin(self) -> None:
+        here, (stage, subject) = socket.gethostname(), self._asked
+        problems = []
+        if not self._place.params.is_file():
+            problems.append(
+                f"{here} has no workspace {self._place.root}; expected one on a disk that all machines of the cluster share"
+            )
+        if code() != self._digest:
+            problems.append(f"{here} has other code of sevenfold; expected that of the run; install the same there")
+        if problems:
+            self._said += [{"line": f"error: {'; '.join(problems)}"}, {"code": 1}]
+            return
+        import ray
+
+        where = f"node {ray.get_runtime_context().get_node_id()[:8]}"
+        numbers = ray.get_gpu_ids()
+        self._say({"line": f"{subject or stage}: on {here}, {where}" + (f", GPU {numbers[0]}" if numbers else "")})
+        self._process = process = self._started()
+        threading.Thread(target=self._listen, args=(process,), daemon=True).start()
+
+    def _listen(self, process: "subprocess.Popen[str]") -> None:
+        assert process.stdout is not None
+        for text in process.stdout:
+            self._say({"line": text.rstrip("\n")})
+        self._say({"code": process.wait()})
+
+    def _say(self, what: dict[str, Any]) -> None:
+        with self._news:
+            self._said.append(what)
+            self._news.notify_all()
+
+    def _started(self) -> "subprocess.Popen[str]":
+        """Start the stage in a group of its own, on a leash: it ends with this process."""
+        environment = self._place.environment() | {LEASH: "stdin", "PYTHONUNBUFFERED": "1"}
+        environment.pop(ADDRESS, None)
+        # This very code, of which the digest is.
+        environment["PYTHONPATH"] = os.pathsep.join(
+            filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")])
+        )
+        if not self._gpus:
+            environment["CUDA_VISIBLE_DEVICES"] = ""  # else Ray has set it
+        return subprocess.Popen(
+            [sys.executable, "-m", "sevenfold", "stage", *filter(None, self._asked)],
+            cwd=self._place.root,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        )
