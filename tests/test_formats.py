@@ -238,6 +238,34 @@ def test_odd_csv_files_are_read_as_pandas_reads_them(text, zipped, tmp_path):
         pd.testing.assert_frame_equal(together(parts).frame, wanted)
 
 
+CUT = {
+    "two of three": ("a,b,c\n1,2,3\n4,5", "'4,5', has 2 of 3 values and no end of line"),
+    "windows": ("a,b,c\r\n1,2,3\r\n4", "'4', has 1 of 3 values"),
+    "other separator": ("a;b;c\n1;2;3\n4,5;6", "'4,5;6', has 2 of 3 values"),
+    "within a letter": ("a,b\n1,2\n\udcc3", "has 1 of 2 values"),
+}
+
+
+@pytest.mark.parametrize(("text", "message"), CUT.values(), ids=CUT)
+def test_a_csv_file_that_ends_within_a_row_is_refused_before_its_first_row(text, message, tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_bytes(text.encode(errors="surrogateescape"))
+    for act in (lambda: formats.read(path), lambda: next(formats.batches(path, 1)), lambda: formats.csv_header(path)):
+        with pytest.raises(formats.FormatError, match=f"a.csv ends within a row: its last line, .*{message}"):
+            act()
+    # The same is a row with a gap where its line has an end.
+    if "\udcc3" not in text:
+        path.write_text(f"{text}\n")
+        assert formats.read(path).frame.iloc[-1].isna().any()
+
+
+def test_a_line_of_blanks_or_the_end_of_a_quoted_text_is_no_row_that_was_cut(tmp_path):
+    path = tmp_path / "a.csv"
+    for text, rows in (("a,b\n1,2\n  ", 1), ('a,b\n1,"x\ny"', 1), ("a\n1", 1), ("a,b\n1,", 1)):
+        path.write_text(text)
+        assert len(formats.read(path)) == rows, text
+
+
 def test_a_long_csv_column_is_not_numbers_in_one_piece_and_text_in_another(tmp_path):
     path = tmp_path / "a.csv"
     header, row = ",".join(f"c{i}" for i in range(32)), ",".join(["007"] * 32)  # pandas takes 2**20 values at a time

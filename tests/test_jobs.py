@@ -379,6 +379,21 @@ def test_a_missing_output_folder_is_made(tmp_path):
     assert len(read(tmp_path / "2026" / "11" / "out.csv")) == 9
 
 
+def test_a_folder_into_which_somebody_put_a_file_is_not_replaced(tmp_path):
+    source = put(tmp_path / "in.csv", tiny.table(9))
+    run(source, tmp_path / "out")
+    first = (tmp_path / "out" / "part-00000.parquet").read_bytes()
+    run(source, tmp_path / "out")  # which holds nothing else
+    (tmp_path / "out" / "more").mkdir()
+    (tmp_path / "out" / "more" / "notes.txt").write_text("mine")
+    with pytest.raises(
+        FileExistsError, match=r"\(2 files in place of 1; notes\.txt came last\).* give another name, or"
+    ):
+        run(source, tmp_path / "out")
+    assert (tmp_path / "out" / "more" / "notes.txt").read_text() == "mine"
+    assert (tmp_path / "out" / "part-00000.parquet").read_bytes() == first
+
+
 @pytest.mark.parametrize(
     ("output", "error", "message"),
     [
@@ -453,8 +468,23 @@ def test_cells_are_told_apart_by_whatever_the_user_says_or_the_header_shows(tmp_
         with pytest.raises(DataError, match=r"its header has one column; .* by `--separator`"):
             run(tmp_path / "other.csv", tmp_path / "other-out.csv")
     receipt = run(tmp_path / "other.csv", tmp_path / "other-out.csv", separator=given)
-    assert (tmp_path / "other-out.csv").read_bytes() == (tmp_path / "plain-out.csv").read_bytes()
+    made, parted = (tmp_path / "other-out.csv").read_text(), "," if written == " " else written
+    assert made == (tmp_path / "plain-out.csv").read_text().replace(",", parted)
     assert receipt.details["separator"] == given
+
+
+def test_rows_put_aside_are_parted_as_their_file_is_and_quoted_where_that_is_needed(tmp_path):
+    rows = tiny.table(60).frame
+    rows["note"] = "a; b"
+    rows["income"] = rows["income"].astype(object)
+    rows.loc[7, "income"] = "much"
+    rows.to_csv(tmp_path / "in.csv", index=False, sep=";")
+    run(tmp_path / "in.csv", tmp_path / "out.csv", on_bad_rows="quarantine")
+    for name, count in (("out.csv", 59), ("out.csv.quarantine.csv", 1)):
+        found = pd.read_csv(tmp_path / name, sep=";")
+        assert len(found) == count
+        assert set(found["note"]) == {"a; b"}
+    assert pd.read_csv(tmp_path / "out.csv.quarantine.csv", sep=";")["_row"].tolist() == [7]
 
 
 def test_a_separator_is_for_csv_files_alone(tmp_path):

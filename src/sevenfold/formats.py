@@ -6,6 +6,7 @@ Data sets and batch jobs read through the same functions, so that what was measu
 import csv
 import gzip
 import math
+import os
 import struct
 import warnings
 import zipfile
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 # What the attributes of a frame tell of its origin; they go wherever rows or columns of it go.
 _TEXT, _GAPS = "cells are text", "words for gaps"
 _WHITE_SPACE = r"\s+"
+_LONGEST_END = 1 << 20
+"""Bytes of a CSV file in which its last line has to begin to be looked at."""
 
 
 class FormatError(ValueError):
@@ -170,6 +173,12 @@ def _kind(path: Path, options: Mapping[str, Any] | None = None) -> "_Kind":
     )
 
 
+def separator_of(path: Path, given: str | None) -> str:
+    """Return the one character that stands between the cells of a CSV file; a comma in place of white space."""
+    found = _separator(path, {"separator": given})
+    return "," if found == _WHITE_SPACE else found
+
+
 def _separator(path: Path, options: Mapping[str, Any]) -> str:
     if given := options.get("separator"):
         # As a shell passes a tab on; and as pandas calls any white space.
@@ -271,9 +280,12 @@ def _text_rows(frame: pd.DataFrame) -> Rows:
     return Rows(frame)
 
 
-def _csv_settings(path: Path, options: Mapping[str, Any], gaps: Sequence[str]) -> dict[str, Any]:
+def _csv_settings(path: Path, options: Mapping[str, Any], gaps: Sequence[str], *, cut: bool = False) -> dict[str, Any]:
     separator = _separator(path, options)
-    _check_header(path, separator)
+    names = _names(path, separator)
+    _check_header(names, path)
+    if not cut:
+        _check_end(names, path, separator)
     return {
         "sep": separator,
         "compression": "gzip" if path.suffix.lower() == ".gz" else None,
@@ -284,11 +296,15 @@ def _csv_settings(path: Path, options: Mapping[str, Any], gaps: Sequence[str]) -
     }
 
 
-def _check_header(path: Path, separator: str) -> None:
-    """Refuse a header that is the first row, and names that stand twice, which pandas would rename."""
+def _names(path: Path, separator: str) -> list[str]:
+    """Return what the header of a CSV file says."""
     with _text(path) as handle:
         lines = map(str.split, handle) if separator == _WHITE_SPACE else csv.reader(handle, delimiter=separator)
-        names = next((row for row in lines if row), [])
+        return next((row for row in lines if row), [])
+
+
+def _check_header(names: Sequence[str], path: Path) -> None:
+    """Refuse a header that is the first row, and names that stand twice, which pandas would rename."""
     odd = [name for name in names if not name.strip() or _is_number(name)]
     if odd and 2 * len(odd) >= len(names):
         raise FormatError(
@@ -298,6 +314,28 @@ def _check_header(path: Path, separator: str) -> None:
     if twice := sorted({name for name in names if name and names.count(name) > 1}):
         raise FormatError(
             f"{path}: the header has {shown(twice)} more than once; expected each name once; rename or remove a column"
+        )
+
+
+def _check_end(names: Sequence[str], path: Path, separator: str) -> None:
+    """Refuse a file that stops within a row, as one does that was not copied to its end.
+
+    Short rows elsewhere are gaps: programs leave out what is empty at their end. Of a zipped file, zlib tells.
+    """
+    if path.suffix.lower() == ".gz":
+        return
+    with path.open("rb") as handle:
+        handle.seek(max(0, handle.seek(0, os.SEEK_END) - _LONGEST_END))
+        before, _, last = handle.read().replace(b"\r", b"\n").rpartition(b"\n")
+    # A line that begins within quotes is not told apart from others.
+    if not last.strip() or not before.strip() or b'"' in last:
+        return
+    text = last.decode("utf-8", errors="replace")
+    found = len(text.split()) if separator == _WHITE_SPACE else text.count(separator) + 1
+    if found < len(names):
+        raise FormatError(
+            f"{path} ends within a row: its last line, {text[:60]!r}, has {found} of {len(names)} values and no end of "
+            "line; expected a whole file; copy it again, or end the line if it is meant so"
         )
 
 
@@ -401,9 +439,15 @@ def parquet_rows(path: Path, first: int, rows: int, size: int, columns: Sequence
                 return
 
 
-def csv_header(path: Path, **options: Any) -> pd.DataFrame:
-    """Return a frame without rows that has the columns of a CSV file; options as of `batches`."""
-    frame: pd.DataFrame = pd.read_csv(path, nrows=0, dtype="str", **_csv_settings(path, options, ()))
+def csv_header(path: Path, *, cut: bool = False, **options: Any) -> pd.DataFrame:
+    """Return a frame without rows that has the columns of a CSV file.
+
+    Args:
+        cut: whether the file is just the beginning of one.
+        options: as of `batches`.
+    """
+    settings = _csv_settings(path, options, (), cut=cut)
+    frame: pd.DataFrame = pd.read_csv(path, nrows=0, dtype="str", **settings)
     return _text_rows(frame).frame
 
 
@@ -667,10 +711,10 @@ class _Lines:
         return self._handle.write(line.removesuffix("\r\n") + "\n" if line.endswith("\r\n") else line)
 
 
-def write_csv(frame: pd.DataFrame, handle: TextIO, *, header: bool) -> None:
-    """Write a frame as CSV, with commas, and LF between lines; cells with ends of lines of any kind are quoted."""
+def write_csv(frame: pd.DataFrame, handle: TextIO, *, header: bool, separator: str = ",") -> None:
+    """Write a frame as CSV, with LF between lines; cells with the separator or any end of a line are quoted."""
     lines: Any = _Lines(handle)
-    frame.to_csv(lines, header=header, index=False, lineterminator="\r\n")
+    frame.to_csv(lines, header=header, index=False, lineterminator="\r\n", sep=separator)
 
 
 class Writer:

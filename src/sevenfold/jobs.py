@@ -63,8 +63,8 @@ FIRST_ROWS = 10_000
 BATCH_SIZES = (1 << 10, 1 << 12, 1 << 14, 1 << 16)
 """Rows at a time that are tried on the first rows."""
 
-MEASURED_FROM = 1 << 16
-"""Rows from which on it is worth while to measure which batch size is fastest."""
+MEASURED_FROM = 1 << 20
+"""Rows from which on it is worth while to measure which batch size is fastest, on as many rows as all sizes together have."""
 
 MOST_VALUES = 1 << 23
 """Values of a batch: 32 MB of single precision."""
@@ -652,7 +652,7 @@ def _fastest(bundle: Bundle, operation: str, rows: Rows, total: int | None, colu
     """Return the number of rows at a time with which the first rows are done fastest."""
     values = int(np.prod(bundle.schema.shape))
     sizes = [size for size in BATCH_SIZES if size * values <= MOST_VALUES] or [max(1, MOST_VALUES // values)]
-    if total is not None and total < MEASURED_FROM:
+    if (len(rows) < FIRST_ROWS) if total is None else (total < MEASURED_FROM):
         return sizes[-1]
     best, least = sizes[0], float("inf")
     for size in sizes:
@@ -969,7 +969,8 @@ def _finish(task: Task, source: Source, journal: Journal, destination: Path, *, 
     aside.unlink(missing_ok=True)
     if parts and task.aside is not None:
         with files.whole(aside, journal.folder) as draft:
-            outputs.finish_aside(task.aside, parts, draft)
+            separator = task.sink.separator if isinstance(task.sink, Csv) else ","
+            outputs.finish_aside(task.aside, parts, draft, separator)
     about = [{"name": f.name, "bytes": f.size, "sha256": journal.digests[f.name]} for f in source.files]
     files.write_json(
         manifests.path(destination),
@@ -978,6 +979,7 @@ def _finish(task: Task, source: Source, journal: Journal, destination: Path, *, 
             "job": {k: v for k, v in (journal.job or {}).items() if k != "files"},
             "inputs": about,
             "partitions": [asdict(e) | {"input_sha256": journal.digests[e.source]} for e in entries],
+            "held": manifests.held(destination),
         },
         journal.folder,
     )

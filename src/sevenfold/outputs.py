@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from sevenfold import formats, index_folders, manifests
+from sevenfold import files, formats, index_folders, manifests
 from sevenfold.applications.search import Search
 from sevenfold.bundles import Bundle
 from sevenfold.datasets.base import ImageSchema, TableSchema
@@ -63,10 +63,29 @@ def check(source: str | Path, destination: Path, operation: str) -> None:
             f"the output {destination} holds files that no job wrote; expected a new or empty folder, or one that a job "
             "made; give another name"
         )
+    if destination.is_dir() and not _under_way(destination):
+        _check_held(destination)
     place = next(p for p in destination.resolve().parents if p.exists())
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
         raise PermissionError(
             f"{destination} cannot be written: {place} is no folder that you may write to; choose another"
+        )
+
+
+def _check_held(folder: Path) -> None:
+    """Refuse to replace a folder that holds other files than those that its job has made.
+
+    Raises:
+        FileExistsError: it does.
+    """
+    if not manifests.path(folder).is_file():
+        return
+    before, now = files.read_json(manifests.path(folder)).get("held"), manifests.held(folder)
+    if before is not None and now is not None and before != now:
+        last = max((p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.stat().st_ctime, default=folder)
+        raise FileExistsError(
+            f"the output {folder} does not hold just what the job that made it wrote ({now['files']} files in place of "
+            f"{before['files']}; {last.name} came last), and a new output would replace it all; give another name, or remove it"
         )
 
 
@@ -121,7 +140,7 @@ def sink(
     if operation == "index" and not options.get("vectors"):
         return _index_folder(fields, bundle, options, maker)
     if suffix == ".csv":
-        return Csv(fields)
+        return Csv(fields, source.delimiter)
     return OneTable(fields) if suffix == ".parquet" else Partitions(fields)
 
 
@@ -227,7 +246,7 @@ def aside_of_containers() -> OneTable:
     )
 
 
-def finish_aside(table: OneTable, parts: Sequence[Path], draft: Path) -> None:
+def finish_aside(table: OneTable, parts: Sequence[Path], draft: Path, separator: str) -> None:
     """Make one file, CSV or Parquet by its name, of the rows that were put aside."""
     if draft.suffix != ".csv":
         table.finish(parts, draft)
@@ -235,4 +254,4 @@ def finish_aside(table: OneTable, parts: Sequence[Path], draft: Path) -> None:
     frames = (formats.read(part).frame for part in parts)
     for number, frame in enumerate(frames):
         with draft.open("a", encoding="utf-8", newline="") as handle:
-            formats.write_csv(frame, handle, header=number == 0)
+            formats.write_csv(frame, handle, header=number == 0, separator=separator)

@@ -120,6 +120,7 @@ class OneTable(Table):
 class Csv(Table):
     """The same as one CSV file with a header."""
 
+    separator: str = ","
     suffix = ".csv"
 
     def write(self, draft: Path, parts: Iterable[Rows], bundle: Bundle | None = None) -> Mapping[str, int]:
@@ -127,14 +128,14 @@ class Csv(Table):
             for part in parts:
                 frame = part.frame[self.fields.names]
                 frame = frame.assign(**{str(n): _moments(c) for n, c in frame.items() if c.dtype.kind in "mM"})
-                formats.write_csv(frame, handle, header=False)
+                formats.write_csv(frame, handle, header=False, separator=self.separator)
         return {}
 
     def finish(self, parts: Sequence[Path], draft: Path) -> None:
         import pandas
 
         with draft.open("wb") as whole:
-            header: str = pandas.DataFrame(columns=self.fields.names).to_csv(index=False)
+            header: str = pandas.DataFrame(columns=self.fields.names).to_csv(index=False, sep=self.separator)
             whole.write(header.encode())
             for part in parts:
                 with part.open("rb") as handle:

@@ -202,6 +202,14 @@ class Source:
         """Whether the cells are text, as in CSV."""
         return self.kind == _TABLES and _kind(self.files[0].path) == ".csv"
 
+    @property
+    def delimiter(self) -> str:
+        """What stands between the cells of the first file, if they are text; a comma for all others."""
+        if not self.text:
+            return ","
+        with self.files[0].beginning() as path:
+            return formats.separator_of(path, self.separator)
+
     def heads(self) -> Iterator[tuple[File, Rows]]:
         """Yield no rows of each file, with its columns, or its size and type of image, as far as its head tells them.
 
@@ -389,7 +397,9 @@ def _head(file: File, separator: str | None) -> tuple[Rows, int | None]:
             return Rows(formats.parquet_header(held)), sum(formats.parquet_groups(held))
     text = _kind(file.path) == ".csv"
     with file.beginning(whole=not text) as path, formats.explained(path):
-        return (Rows(formats.csv_header(path, **_options(separator))), None) if text else formats.arrays_header(path)
+        if not text:
+            return formats.arrays_header(path)
+        return Rows(formats.csv_header(path, cut=file.place is not None, **_options(separator))), None
 
 
 def _table_facts(found: Sequence[File], separator: str | None) -> "tuple[pyarrow.Schema | None, int | None]":
