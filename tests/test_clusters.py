@@ -293,19 +293,28 @@ def test_a_cluster_that_is_not_there_is_told_at_once(tmp_path, rows, monkeypatch
     assert sorted(p.name for p in tmp_path.iterdir()) == ["rows.csv", "rows.parquet"]
 
 
-def attempted(parts, version=None):
+def attempted(parts, version=None, content=None, meanwhile=lambda: None):
     """Return what a worker tells of a partition."""
     from sevenfold import __version__, sinks, sources
 
     task = jobs.Task("encode", None, 64, False, sinks.Arrays(), None, parts, {})
     part = next(sources.open_source(parts.parent / "rows.parquet").partitions(64))
-    given = {"content": {}, "task": task, "only_look": False, "version": version or __version__}
+    given = {"content": content or {}, "task": task, "only_look": False, "version": version or __version__}
+    meanwhile()
     return clusters._result(part, json.loads(clusters._attempt({"part": part}, **given)["told"]))
 
 
 def test_a_machine_with_another_version_or_without_the_folder_is_told(tmp_path, rows):
     assert "expected 0.0; install that there" in str(attempted(tmp_path / "parts", version="0.0"))
     assert "expected one that all machines of the cluster share" in str(attempted(tmp_path / "elsewhere"))
+
+
+def test_an_input_that_changed_meanwhile_is_known_by_its_kind_when_it_comes_back(tmp_path, rows):
+    (tmp_path / "parts").mkdir()
+    content = clusters._content(tiny.bundle("table", "anomaly"))
+    found = attempted(tmp_path / "parts", content=content, meanwhile=lambda: os.utime(rows))
+    assert isinstance(found, jobs.ChangedError)
+    assert "rows.parquet was written to" in str(found)
 
 
 def test_a_device_that_a_cluster_would_not_use_is_refused():

@@ -142,6 +142,8 @@ def _attempt(row: Mapping[str, Any], *, content: Content, task: Task, only_look:
         result = error
     if isinstance(result, DataError):
         told = {"bad": list(result.problems)}
+    elif isinstance(result, jobs.ChangedError):
+        told = {"changed": result.changes}
     elif isinstance(result, Exception):
         told = {"failed": str(result).strip() or type(result).__name__, "where": traceback.format_exception(result)}
     else:
@@ -155,6 +157,8 @@ def _result(part: Partition, told: Mapping[str, Any]) -> Result:
     places.learn([(url, version, digest) for url, version, digest in told["fetched"]])
     if "bad" in told:
         return DataError(part.files[0].name, told["bad"])
+    if "changed" in told:
+        return jobs.ChangedError(told["changed"])
     if "failed" in told:
         error = RuntimeError(told["failed"])
         error.add_note("".join(told["where"]))

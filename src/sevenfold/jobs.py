@@ -77,11 +77,16 @@ MOST_PROBLEMS = 50
 """Problems that one error lists; a table of millions of rows may have one in each batch."""
 
 
-_CHANGED = "the input changed while it was read"
-
-
 class JobError(RuntimeError):
     """A job ended early. What is done stays, and the same command goes on there."""
+
+
+class ChangedError(ValueError):
+    """The input changed while it was read, so nothing that was made of it counts."""
+
+    def __init__(self, changes: Sequence[str]) -> None:
+        super().__init__(f"the input changed while it was read: {'; '.join(changes[:5])}")
+        self.changes = [*changes]
 
 
 @dataclass(frozen=True)
@@ -700,9 +705,8 @@ def work(bundle: Bundle, task: Task, part: Partition, on_rows: Callable[[int], N
         assert task.aside is not None
         with files.whole(task.parts / aside_name(part.number)) as draft:
             task.aside.write(draft, [Rows(frame) for frame in aside])
-    for file in part.files:
-        if change := file.changed():
-            raise ValueError(f"{_CHANGED}: {change}")
+    if changes := [change for file in part.files if (change := file.changed())]:
+        raise ChangedError(changes)
     return Entry(
         number=part.number,
         source=part.files[0].name,
@@ -917,7 +921,7 @@ def _engine(name: str) -> Engine:
 
 def _told(part: Partition, error: Exception, done: int) -> str:
     said = str(error).strip() or type(error).__name__
-    if said.startswith(_CHANGED):
+    if isinstance(error, ChangedError):
         return f"{part} failed: {said}; give the command again with `--restart` when nobody writes to it"
     are = "partition is done and stays" if done == 1 else "partitions are done and stay"
     stays = f"{done} {are}; the same command goes on with the others" if done else "nothing was written"
@@ -951,10 +955,7 @@ def _finish(task: Task, source: Source, journal: Journal, destination: Path, *, 
     """Make the output of the partitions, and say beside it which there were."""
     if changes := source.changed():
         journal.clear()
-        raise JobError(
-            f"{_CHANGED}: {'; '.join(changes[:5])}; nothing was written; give the command again when "
-            "nobody writes to it"
-        )
+        raise JobError(f"{ChangedError(changes)}; nothing was written; give the command again when nobody writes to it")
     # What could not be read for its digest is tried again: what is done does not hang on it.
     journal.add_inputs({file.name: file.digest() for file in source.files if file.name not in journal.digests})
     entries = [journal.entries[number] for number in sorted(journal.entries)]
