@@ -63,6 +63,11 @@ class Rows:
         """The words, beside the empty field, that were read as gaps."""
         return tuple(self.frame.attrs.get(_GAPS, ()))
 
+    def between(self, start: int, stop: int) -> "Rows":
+        """Return the rows from one position up to before another, without a copy of them."""
+        images = None if self.images is None else self.images[start:stop]
+        return Rows(self.frame.iloc[start:stop].reset_index(drop=True), images)
+
     def take(self, rows: np.ndarray) -> "Rows":
         """Return the rows at these positions, in this order."""
         images = None if self.images is None else self.images[rows]
@@ -399,12 +404,13 @@ def parquet_header(path: Path | IO[bytes]) -> pd.DataFrame:
     return _framed(parquet_schema(path).empty_table(), [])
 
 
-def parquet_groups(path: Path | IO[bytes]) -> list[int]:
-    """Return the number of rows of each row group of a Parquet file."""
+def parquet_groups(path: Path | IO[bytes]) -> list[tuple[int, int]]:
+    """Return rows and bytes of each row group of a Parquet file, before they were compressed."""
     import pyarrow.parquet
 
     about = pyarrow.parquet.read_metadata(path)
-    return [about.row_group(i).num_rows for i in range(about.num_row_groups)]
+    groups = map(about.row_group, range(about.num_row_groups))
+    return [(group.num_rows, group.total_byte_size) for group in groups]
 
 
 def parquet_rows(path: Path, first: int, rows: int, size: int, columns: Sequence[str] | None = None) -> Iterator[Rows]:

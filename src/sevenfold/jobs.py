@@ -886,14 +886,16 @@ def _in_threads(
     with ThreadPoolExecutor(workers, "partition") as pool:
         running: dict[Future[Result], Partition] = {}
         try:
-            for part in todo:
+            for part in sources.read_ahead(todo):
                 running[pool.submit(attempt, bundle, task, part, telling, only_look=bool(problems))] = part
-                while len(running) >= workers:
+                while len(running) > workers:  # one waits, so that no worker does
                     yield from _ended(running)
             while running:
                 yield from _ended(running)
         except BaseException:
             stop.set()  # or else the pool would wait for the ends of partitions, which may take minutes
+            for future in running:
+                future.cancel()
             raise
 
 
