@@ -266,6 +266,38 @@ def test_a_worker_that_is_killed_is_replaced_and_a_run_that_is_stopped_leaves_no
         assert wait_for(lambda: ray.available_resources().get("GPU") == 2)
 
 
+@pytest.mark.slow
+def test_a_stage_that_waits_for_room_is_given_up_at_once_when_the_run_is_stopped(project, monkeypatch):
+    monkeypatch.setattr(dispatch, "PATIENCE", 1e6)  # nobody is there who could end by himself
+    looks, require = [], dispatch._require
+    monkeypatch.setattr(dispatch, "_require", lambda wanted: looks.append(wanted) or require(wanted))
+    place, failures = project.workspace, []
+
+    def wait():
+        try:
+            reproduction.run("train@wdbc-deep", project.environment() | variables, print, anew=True)
+        except pipeline.StoppedError as error:
+            failures.append(error)
+
+    with dispatch.serving(place, params.load(place.params)) as (variables, _):
+        import ray
+
+        others = [ray.remote(num_gpus=1, num_cpus=1)(threading.Event).remote() for _ in range(2)]
+        ray.get([other.is_set.remote() for other in others])
+        with Reproduction(place) as reproduction:
+            waiting = threading.Thread(target=wait)
+            waiting.start()
+            assert wait_for(lambda: len(looks) > 3)
+            reproduction.stop()
+            waiting.join(60)
+            assert not waiting.is_alive()
+        for other in others:
+            ray.kill(other)
+        assert wait_for(lambda: ray.available_resources().get("GPU") == 2)
+        assert not trainers(project)
+    assert len(failures) == 1
+
+
 def parent(process):
     return int(Path("/proc", str(process), "stat").read_text().rpartition(")")[2].split()[1])
 

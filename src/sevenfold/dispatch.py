@@ -252,7 +252,7 @@ class _Counter:
                 heard += len(answers)
             return None
         finally:
-            _end(stage)
+            _end(stage, begun=heard > 0)
 
     def _heard(self, line: socket.socket, awaited: Any, wanted: Needs) -> Sequence[Mapping[str, Any]] | None:
         """Wait for what a stage says next; None if nobody waits for it any more."""
@@ -297,12 +297,17 @@ def _require(wanted: Needs) -> None:
         )
 
 
-def _end(stage: Any) -> None:
-    """End a stage and its process of the cluster: it gets the time to do so itself, and is ended by force if it does not."""
+def _end(stage: Any, *, begun: bool) -> None:
+    """End a stage and its process of the cluster: it gets the time to do so itself, and is ended by force if it does not.
+
+    Args:
+        begun: whether it has said anything; one that waits for room has nobody to end it but Ray.
+    """
     import ray
 
     with suppress(ray.exceptions.RayError):
-        ray.wait([stage.end.remote()], timeout=2 * PATIENCE)
+        if begun:
+            ray.wait([stage.end.remote()], timeout=2 * PATIENCE)
     with suppress(ray.exceptions.RayError):
         ray.kill(stage)
 
