@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
@@ -883,10 +883,10 @@ def _in_threads(
             raise _StoppedError
         tell(count)
 
-    with ThreadPoolExecutor(workers, "partition") as pool:
+    with ThreadPoolExecutor(workers, "partition") as pool, closing(sources.read_ahead(todo)) as parts:
         running: dict[Future[Result], Partition] = {}
         try:
-            for part in sources.read_ahead(todo):
+            for part in parts:
                 running[pool.submit(attempt, bundle, task, part, telling, only_look=bool(problems))] = part
                 while len(running) > workers:  # one waits, so that no worker does
                     yield from _ended(running)

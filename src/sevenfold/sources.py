@@ -474,7 +474,7 @@ def _row_groups(file: File, rows: int, columns: tuple[str, ...] | None) -> Itera
         start += count
 
 
-def read_ahead(parts: Iterator[Partition]) -> Iterator[Partition]:
+def read_ahead(parts: Iterator[Partition]) -> Generator[Partition]:
     """Give the same partitions; those of one large row group are read one after the other, and hold their rows.
 
     Else each of them would read all rows before its own again.
