@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sevenfold import clusters, files, jobs
+from sevenfold import clusters, files, jobs, places
 from sevenfold.datasets.base import DataError
 from sevenfold.jobs import JobError
 from tests import tiny
@@ -313,7 +313,7 @@ def test_an_input_that_changed_meanwhile_is_known_by_its_kind_when_it_comes_back
     (tmp_path / "parts").mkdir()
     content = clusters._content(tiny.bundle("table", "anomaly"))
     found = attempted(tmp_path / "parts", content=content, meanwhile=lambda: os.utime(rows))
-    assert isinstance(found, jobs.ChangedError)
+    assert isinstance(found, places.ChangedError)
     assert "rows.parquet was written to" in str(found)
 
 

@@ -229,6 +229,32 @@ def test_a_stage_that_fails_is_not_tried_again_and_says_why_as_it_does_here(proj
 
 
 @pytest.mark.slow
+def test_a_stage_that_cannot_be_reached_for_a_while_is_waited_for_and_not_begun_again(project, monkeypatch):
+    import ray
+
+    get, failed = ray.get, []
+
+    def gone_at_first(awaited, **options):
+        found = get(awaited, **options)
+        if len(failed) < 2:
+            failed.append(found)
+            raise ray.exceptions.ActorUnavailableError("its machine does not answer", None)
+        return found
+
+    monkeypatch.setattr(ray, "get", gone_at_first)
+    place, lines = project.workspace, []
+    with (
+        dispatch.serving(place, params.load(place.params)) as (variables, _),
+        Reproduction(place) as reproduction,
+    ):
+        assert reproduction.run("train@wdbc-deep", project.environment() | variables, lines.append, anew=True) == "ran"
+    assert len(failed) == 2
+    assert sum("wdbc-deep: on " in line for line in lines) == 1
+    assert not any("was lost" in line for line in lines)
+    assert len([line for line in lines if "validation loss" in line]) == 1
+
+
+@pytest.mark.slow
 def test_what_no_machine_has_is_told_and_not_waited_for(project):
     project.edit("params.yaml", "threads: 1", "threads: 2")
     place = project.workspace

@@ -261,7 +261,14 @@ def test_a_csv_file_that_ends_within_a_row_is_refused_before_its_first_row(text,
 
 def test_a_line_of_blanks_or_the_end_of_a_quoted_text_is_no_row_that_was_cut(tmp_path):
     path = tmp_path / "a.csv"
-    for text, rows in (("a,b\n1,2\n  ", 1), ('a,b\n1,"x\ny"', 1), ("a\n1", 1), ("a,b\n1,", 1)):
+    for text, rows in (
+        ("a,b\n1,2\n  ", 1),
+        ('a,b\n1,"x\ny"', 1),
+        ("a\n1", 1),
+        ("a,b\n1,", 1),
+        ("a,b\n1,2\n\x1a", 2),
+        ("a,b,\n1,2,\n3,4", 2),
+    ):
         path.write_text(text)
         assert len(formats.read(path)) == rows, text
 

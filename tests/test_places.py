@@ -293,11 +293,36 @@ def test_an_input_that_changes_meanwhile_is_an_error_and_nothing_comes_of_it(giv
     def touch(progress):
         memory.put_file(str(given / "parquet" / "a.parquet"), "/bucket/given/parquet/more/b.parquet")
 
-    with pytest.raises(
-        JobError, match=r"memory://bucket/given/parquet/more/b\.parquet (was written to|had .* bytes and has)"
-    ):
+    said = (
+        r"memory://bucket/given/parquet/more/b\.parquet (was written to|had .* bytes and has).* again with `--restart`"
+    )
+    with pytest.raises(JobError, match=said):
         run("memory://bucket/given/parquet", "memory://bucket/made/out", on_progress=touch)
     assert rows_of(there(memory, "/bucket/made", "out")) == {}
+
+
+def test_a_folder_elsewhere_into_which_somebody_put_a_file_is_not_replaced(given, memory):
+    put(memory, given, "/bucket/given")
+    rows, output = "memory://bucket/given/rows.parquet", "memory://bucket/made/out"
+    run(rows, output)
+    run(rows, output)  # which holds nothing else
+    before = there(memory, "/bucket/made", "out")
+    memory.pipe_file("/bucket/made/out/more/notes.txt", b"mine")
+    with pytest.raises(FileExistsError, match=rf"{output} does not hold just .* but 6 files in place of 5"):
+        run(rows, output)
+    assert there(memory, "/bucket/made", "out") == before | {"/more/notes.txt": b"mine"}
+    memory.rm_file("/bucket/made/out/more/notes.txt")
+    late = []
+
+    def save(progress):
+        late.append(memory.pipe_file("/bucket/made/out/notes.txt", b"mine"))
+
+    with pytest.raises(FileExistsError, match="but 6 files in place of 5"):
+        run(rows, output, on_progress=save)
+    assert late
+    assert memory.cat_file("/bucket/made/out/notes.txt") == b"mine"
+    memory.rm_file("/bucket/made/out/notes.txt")
+    assert run(rows, output).rows == 320
 
 
 class StopError(Exception):

@@ -125,53 +125,24 @@ def test_the_first_rows_are_those_of_the_file(tmp_path, name):
         np.testing.assert_array_equal(images, all_images[:20])
 
 
-def test_small_row_groups_are_joined_and_large_ones_cut_into_parts_of_about_one_size(tmp_path):
-    groups(tmp_path / "rows.parquet", [10, 10, 10, 100, 101, 2001, 30])
+def test_a_row_group_of_many_is_not_cut_unless_it_is_large(tmp_path):
+    """To read from the middle of one is to read all before it."""
+    groups(tmp_path / "rows.parquet", [10, 10, 10, 100, 1601, 30, 100, 100])
     parts = sources.open_source(tmp_path / "rows.parquet").partitions(100)
-    large = [(231 + 251 * i, 251) for i in range(7)] + [(231 + 7 * 251, 244)]  # no more than eight
-    assert [(p.first, p.rows) for p in parts] == [(0, 30), (30, 100), (130, 51), (181, 50), *large, (2232, 30)]
+    assert [(p.first, p.rows) for p in parts] == [(0, 30), (30, 100), *((130 + 101 * i, 101) for i in range(15)), (1645, 86),
+                                                  (1731, 30), (1761, 100), (1861, 100)]  # fmt: skip
 
 
-def test_a_large_row_group_is_read_once_in_order_and_each_part_holds_its_own_rows(tmp_path, monkeypatch):
-    path = groups(tmp_path / "rows.parquet", [100, 30, 90], pd.DataFrame({"n": np.arange(220)}))
-    source = sources.open_source(path).limited(210)
-    begun, read = [], formats.parquet_rows
-
-    def counted(path, first, *more):
-        begun.append(first)
-        yield from read(path, first, *more)
-
-    monkeypatch.setattr(formats, "parquet_rows", counted)
-    todo = [p for p in source.partitions(30) if p.number not in (1, 2)]  # which an earlier run has done
-    found = list(sources.read_ahead(iter(todo)))
-    assert begun == [0, 130]
-    assert [p.held is None for p in found] == [False, False, True, False, False, False]
-    for part in found:
-        rows = np.concatenate([batch.frame["n"] for batch in part.batches(7)])
-        assert [*rows] == [*range(part.first, part.first + part.rows)]
-        assert all([*batch.frame.index] == [*range(len(batch))] for batch in part.batches(7))
-
-
-def test_what_would_take_too_much_memory_is_not_held(tmp_path, monkeypatch):
-    source = sources.open_source(groups(tmp_path / "rows.parquet", [4000]))
-    (_, size), *_ = formats.parquet_groups(tmp_path / "rows.parquet")
-    monkeypatch.setattr(sources, "MOST_HELD", size // 5)  # rows of which 800 fit
-    assert {p.rows for p in source.partitions(1000)} == {667, 665}
-    assert all(p.held is not None for p in sources.read_ahead(source.partitions(1000)))
-    monkeypatch.setattr(sources, "MOST_HELD", size // 20)
-    assert {p.rows for p in source.partitions(1000)} == {500}
-    assert all(p.held is None for p in sources.read_ahead(source.partitions(1000)))
-
-
-def test_a_damaged_row_group_is_left_to_the_worker_which_tells_of_the_partition(tmp_path):
-    path = groups(tmp_path / "rows.parquet", [300], pd.DataFrame({"n": np.arange(300.0)}))
-    parts = list(sources.open_source(path).partitions(100))
-    content = bytearray(path.read_bytes())
-    content[4:200] = b"\xff" * 196
-    path.write_bytes(content)
-    for part in sources.read_ahead(iter(parts)):
-        with pytest.raises(Exception, match=r"."):
-            list(part.batches(10))
+def test_the_only_row_groups_are_cut_so_that_several_workers_have_something_to_do(tmp_path):
+    path = groups(tmp_path / "rows.parquet", [1000])
+    assert [p.rows for p in sources.open_source(path).partitions(100)] == [250] * 4
+    assert [p.rows for p in sources.open_source(path).partitions(600)] == [500] * 2
+    assert [p.rows for p in sources.open_source(path).partitions(1000)] == [1000]
+    groups(path, [1000, 100, 300, 1000])
+    assert [p.rows for p in sources.open_source(path).partitions(100)] == [500, 500, 100, 150, 150, 500, 500]
+    for number in range(7):  # of many files each has a worker
+        groups(tmp_path / f"more-{number}.parquet", [1000])
+    assert [p.rows for p in sources.open_source(tmp_path).partitions(100)][:3] == [1000, 1000, 1000]
 
 
 @settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -189,11 +160,7 @@ def test_partitions_of_any_size_are_the_first_rows_of_any_file(tmp_path, counts,
     told = [(p.first, p.rows) for p in source.partitions(partition_rows)]
     assert [first for first, _ in told] == [0, *itertools.accumulate(rows for _, rows in told)][:-1]
     most = sources.MOST_IN_GROUP
-    assert all(rows <= max(partition_rows, -(-max(counts) // most)) for _, rows in told)
-    ahead = list(sources.read_ahead(source.partitions(partition_rows)))
-    assert [n for part in ahead for rows in part.batches(size) for n in rows.frame["n"]] == [
-        n for part in found for n in part.frame["n"]
-    ]
+    assert all(rows <= max(most * partition_rows, -(-max(counts) // most)) for _, rows in told)
     # To read from the middle of a row group is to read all before it, so few partitions begin there.
     starts = [0, *itertools.accumulate(counts)]
     assert all(sum(low < first < high for first, _ in told) < most for low, high in itertools.pairwise(starts))

@@ -142,8 +142,8 @@ def _attempt(row: Mapping[str, Any], *, content: Content, task: Task, only_look:
         result = error
     if isinstance(result, DataError):
         told = {"bad": list(result.problems)}
-    elif isinstance(result, jobs.ChangedError):
-        told = {"changed": result.changes}
+    elif isinstance(result, places.ChangedError):
+        told = {"changed": result.changes, "where": traceback.format_exception(result)}
     elif isinstance(result, Exception):
         told = {"failed": str(result).strip() or type(result).__name__, "where": traceback.format_exception(result)}
     else:
@@ -157,10 +157,8 @@ def _result(part: Partition, told: Mapping[str, Any]) -> Result:
     places.learn([(url, version, digest) for url, version, digest in told["fetched"]])
     if "bad" in told:
         return DataError(part.files[0].name, told["bad"])
-    if "changed" in told:
-        return jobs.ChangedError(told["changed"])
-    if "failed" in told:
-        error = RuntimeError(told["failed"])
+    if "where" in told:
+        error = places.ChangedError(told["changed"]) if "changed" in told else RuntimeError(told["failed"])
         error.add_note("".join(told["where"]))
         return error
     return None if told["done"] is None else Entry(**told["done"])

@@ -244,7 +244,7 @@ class _Counter:
         there: Any = ray.remote(_Stage).options(num_cpus=wanted.processors, num_gpus=wanted.gpus, max_restarts=0)
         stage, heard = there.remote(*asked, str(self._workspace.root), self._code, wanted.gpus), 0
         try:
-            while (answers := self._heard(line, stage.answers.remote(heard), wanted)) is not None:
+            while (answers := self._heard(line, stage.answers.remote(heard), None if heard else wanted)) is not None:
                 for answer in answers:
                     if "code" in answer:
                         return int(answer["code"])
@@ -254,14 +254,19 @@ class _Counter:
         finally:
             _end(stage, begun=heard > 0)
 
-    def _heard(self, line: socket.socket, awaited: Any, wanted: Needs) -> Sequence[Mapping[str, Any]] | None:
-        """Wait for what a stage says next; None if nobody waits for it any more."""
+    def _heard(self, line: socket.socket, awaited: Any, wanted: Needs | None) -> Sequence[Mapping[str, Any]] | None:
+        """Wait for what a stage says next; None if nobody waits for it any more.
+
+        Args:
+            wanted: what one that has not begun waits for, which it may do in vain when a machine is lost.
+        """
         import ray
 
         while not ray.wait([awaited], timeout=_PAUSE)[0]:
             if self._ended.is_set() or _is_gone(line):
                 return None
-            _require(wanted)  # since a stage that waits for room may do so in vain when a machine is lost
+            if wanted is not None:
+                _require(wanted)
         if self._ended.is_set() or _is_gone(line):
             return None
         try:

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
@@ -66,6 +66,9 @@ BATCH_SIZES = (1 << 10, 1 << 12, 1 << 14, 1 << 16)
 MEASURED_FROM = 1 << 20
 """Rows from which on it is worth while to measure which batch size is fastest, on as many rows as all sizes together have."""
 
+LONGEST_BATCH = 0.5
+"""Seconds that a batch may take, so that a job can be seen to go on, and stops soon when it is told to."""
+
 MOST_VALUES = 1 << 23
 """Values of a batch: 32 MB of single precision."""
 
@@ -79,14 +82,6 @@ MOST_PROBLEMS = 50
 
 class JobError(RuntimeError):
     """A job ended early. What is done stays, and the same command goes on there."""
-
-
-class ChangedError(ValueError):
-    """The input changed while it was read, so nothing that was made of it counts."""
-
-    def __init__(self, changes: Sequence[str]) -> None:
-        super().__init__(f"the input changed while it was read: {'; '.join(changes[:5])}")
-        self.changes = [*changes]
 
 
 @dataclass(frozen=True)
@@ -293,6 +288,8 @@ def apply(
         bundle = replace(bundle, model=placement.placed(bundle.model, device))
     destination, elsewhere = placed(destination)
     outputs.check(source, destination, operation)
+    if operation != "index":  # one that is there already is refused
+        outputs.require_untouched(destination, receipt_path(destination))
     # What no job has made is no output of an earlier one, but the user's own: it is not to be left out in silence.
     besides: list[Path | str] = [destination] if destination.is_dir() or outputs.is_ours(destination) else []
     besides += [manifests.workplace(destination), quarantine_path(destination)]
@@ -303,6 +300,8 @@ def apply(
                 "build it here, and copy it"
             )
         elsewhere.check(source, manifests.path(destination))
+        if not destination.suffix:
+            _require_untouched(destination, elsewhere)
         besides += [elsewhere.url] if not destination.suffix or elsewhere.is_ours(manifests.path(destination)) else []
         besides += [elsewhere.beside(quarantine_path(destination))]
     address = str(destination.absolute()) if elsewhere is None else elsewhere.url
@@ -330,7 +329,9 @@ def apply(
             "limit": settings.limit,
             "on_bad_rows": settings.on_bad_rows,
             "partition_rows": rows,
+            "plan": sources.PLAN,
             "separator": settings.separator,
+            "delimiter": found.delimiter,
             "input": found.address,
             "output": address,
             "names": hashlib.sha256("\n".join(f.name for f in found.files).encode()).hexdigest(),
@@ -345,7 +346,10 @@ def apply(
         begun_with = len(journal.entries)
         _work(bundle, plan.task, found, rows, journal, workers, engine, on_progress)
         _finish(plan.task, found, journal, destination, going_on=going_on)
+        held = outputs.held(outputs.names(destination)) if destination.is_dir() else None
         if elsewhere is not None:
+            if not destination.suffix:
+                _require_untouched(destination, elsewhere)
             elsewhere.publish([quarantine_path(destination), manifests.path(destination)], receipt_path(destination))
         entries = [journal.entries[number] for number in sorted(journal.entries)]
         receipt = Receipt(
@@ -375,6 +379,7 @@ def apply(
                 "options": dict(settings.options),
                 "limit": settings.limit,
                 "separator": settings.separator,
+                "held": held,
                 "drift": plan.drift,
                 "numbers": _summed([entry.numbers for entry in entries]),
             },
@@ -385,6 +390,16 @@ def apply(
             elsewhere.seal(receipt_path(destination))
         journal.end()
     return receipt
+
+
+def _require_untouched(destination: Path, elsewhere: places.Output) -> None:
+    """See that a folder elsewhere holds just what its job has made.
+
+    Raises:
+        FileExistsError: it does not.
+    """
+    if (there := elsewhere.held(receipt_path(destination))) is not None:
+        outputs.require_same(elsewhere.url, *there)
 
 
 def _summed(numbers: Sequence[Mapping[str, int]]) -> dict[str, int]:
@@ -498,7 +513,7 @@ def _planned(
     batch_size = settings.batch_size
     if batch_size is None:
         measured = operation not in ("compress", "denoise")
-        batch_size = _fastest(bundle, operation, first, source.total, settings.columns) if measured else BATCH_SIZES[0]
+        batch_size = _fastest(bundle, operation, first, source, settings.columns) if measured else BATCH_SIZES[0]
     aside = outputs.aside(first, source) if settings.on_bad_rows == "quarantine" else None
     task = Task(
         operation, settings.columns, batch_size, aside is not None, sink, aside, parts, settings.options, listed
@@ -653,24 +668,40 @@ def padded(act: operations.Operation, bundle: Bundle, rows: Rows) -> Rows:
     return act(bundle, filled).take(np.arange(len(rows)))
 
 
-def _fastest(bundle: Bundle, operation: str, rows: Rows, total: int | None, columns: Sequence[str] | None) -> int:
-    """Return the number of rows at a time with which the first rows are done fastest."""
+def _fastest(bundle: Bundle, operation: str, rows: Rows, source: Source, columns: Sequence[str] | None) -> int:
+    """Return the number of rows at a time with which the first rows are done fastest, or of few a large one."""
     values = int(np.prod(bundle.schema.shape))
     sizes = [size for size in BATCH_SIZES if size * values <= MOST_VALUES] or [max(1, MOST_VALUES // values)]
-    if (len(rows) < FIRST_ROWS) if total is None else (total < MEASURED_FROM):
-        return sizes[-1]
-    best, least = sizes[0], float("inf")
-    for size in sizes:
+
+    def seconds(size: int) -> float:
         some = rows.take(np.arange(size) % len(rows))
         begin = time.perf_counter()
         _made(bundle, operation, some, columns, "")
-        each = (time.perf_counter() - begin) / size
+        return time.perf_counter() - begin
+
+    if _count(rows, source) < MEASURED_FROM:
+        each = seconds(min(sizes[0], len(rows))) / min(sizes[0], len(rows))
+        return max([size for size in sizes if each * size <= LONGEST_BATCH] or sizes[:1])
+    best, least = sizes[0], float("inf")
+    for size in sizes:
+        took = seconds(size)
         # The first call warms up; and a larger batch has to be worth its memory.
-        if each < 0.95 * least:
-            best, least = size, each
-        if each * size > 0.5:
+        if took / size < 0.95 * least:
+            best, least = size, took / size
+        if took > LONGEST_BATCH:
             break
     return best
+
+
+def _count(rows: Rows, source: Source) -> float:
+    """Return about how many rows a source has, of which the first are given."""
+    if source.total is not None:
+        return source.total
+    if len(rows) < FIRST_ROWS:
+        return len(rows)
+    some = rows.frame.iloc[:100]  # of text, as it stands in the file, with a separator behind each cell
+    length = sum(int(column.str.len().sum()) + len(some) for _, column in some.items()) / len(some)
+    return sum(file.size for file in source.files) / length
 
 
 def work(bundle: Bundle, task: Task, part: Partition, on_rows: Callable[[int], None] = lambda rows: None) -> Entry:
@@ -706,7 +737,7 @@ def work(bundle: Bundle, task: Task, part: Partition, on_rows: Callable[[int], N
         with files.whole(task.parts / aside_name(part.number)) as draft:
             task.aside.write(draft, [Rows(frame) for frame in aside])
     if changes := [change for file in part.files if (change := file.changed())]:
-        raise ChangedError(changes)
+        raise places.ChangedError(changes)
     return Entry(
         number=part.number,
         source=part.files[0].name,
@@ -790,7 +821,7 @@ def _work(
             on_progress(Progress(done, source.total, before))
 
     wanted = operations.wanted(bundle, source.fields, task.columns)
-    todo = (part for part in _listed(source, rows, wanted, journal) if part.number not in journal.entries)
+    todo = (part for part in _listed(source, rows, wanted, journal) if not _is_done(part, journal))
     hashing = threading.Thread(target=_hash, args=(source, journal, lock, stop), name="digests")
     problems: dict[str, None] = {}
     if not source.elsewhere:  # what is fetched tells its digest by itself
@@ -823,6 +854,21 @@ def _work(
             "`--on-bad-rows quarantine`, or mend them and begin anew by `--restart`"
         )
         _refuse(source, [*problems], *([said] if kept else []))
+
+
+def _is_done(part: Partition, journal: Journal) -> bool:
+    """Say whether the journal has a partition.
+
+    Raises:
+        ResumeError: it has another one of that number.
+    """
+    done = journal.entries.get(part.number)
+    if done is not None and (done.source, done.first) != (part.files[0].name, part.first):
+        raise ResumeError(
+            f"{part} is not what an earlier run has done as number {done.number}, row {done.first} and on of {done.source}; "
+            "give `--restart` to throw away what it did"
+        )
+    return done is not None
 
 
 def _listed(source: Source, rows: int, columns: Sequence[str] | None, journal: Journal) -> Iterator[Partition]:
@@ -883,19 +929,17 @@ def _in_threads(
             raise _StoppedError
         tell(count)
 
-    with ThreadPoolExecutor(workers, "partition") as pool, closing(sources.read_ahead(todo)) as parts:
+    with ThreadPoolExecutor(workers, "partition") as pool:
         running: dict[Future[Result], Partition] = {}
         try:
-            for part in parts:
+            for part in todo:
                 running[pool.submit(attempt, bundle, task, part, telling, only_look=bool(problems))] = part
-                while len(running) > workers:  # one waits, so that no worker does
+                while len(running) >= workers:
                     yield from _ended(running)
             while running:
                 yield from _ended(running)
         except BaseException:
             stop.set()  # or else the pool would wait for the ends of partitions, which may take minutes
-            for future in running:
-                future.cancel()
             raise
 
 
@@ -923,7 +967,7 @@ def _engine(name: str) -> Engine:
 
 def _told(part: Partition, error: Exception, done: int) -> str:
     said = str(error).strip() or type(error).__name__
-    if isinstance(error, ChangedError):
+    if isinstance(error, places.ChangedError):
         return f"{part} failed: {said}; give the command again with `--restart` when nobody writes to it"
     are = "partition is done and stays" if done == 1 else "partitions are done and stay"
     stays = f"{done} {are}; the same command goes on with the others" if done else "nothing was written"
@@ -957,7 +1001,9 @@ def _finish(task: Task, source: Source, journal: Journal, destination: Path, *, 
     """Make the output of the partitions, and say beside it which there were."""
     if changes := source.changed():
         journal.clear()
-        raise JobError(f"{ChangedError(changes)}; nothing was written; give the command again when nobody writes to it")
+        raise JobError(
+            f"{places.ChangedError(changes)}; nothing was written; give the command again when nobody writes to it"
+        )
     # What could not be read for its digest is tried again: what is done does not hang on it.
     journal.add_inputs({file.name: file.digest() for file in source.files if file.name not in journal.digests})
     entries = [journal.entries[number] for number in sorted(journal.entries)]
@@ -965,6 +1011,7 @@ def _finish(task: Task, source: Source, journal: Journal, destination: Path, *, 
     parts = [journal.parts / aside_name(entry.number) for entry in entries if entry.quarantined]
     # An index that is there when a job goes on is this job's own, and rows may have come to it since.
     if not (going_on and isinstance(task.sink, IndexFolder) and (destination / index_folders.MANIFEST).is_file()):
+        outputs.require_untouched(destination, receipt_path(destination))  # since much may have happened meanwhile
         with files.whole(destination, journal.folder) as draft:
             task.sink.finish([journal.parts / entry.file for entry in entries], draft)
             for older in (receipt_path(destination), manifests.path(destination)):  # which tell of the output before
@@ -982,7 +1029,6 @@ def _finish(task: Task, source: Source, journal: Journal, destination: Path, *, 
             "job": {k: v for k, v in (journal.job or {}).items() if k != "files"},
             "inputs": about,
             "partitions": [asdict(e) | {"input_sha256": journal.digests[e.source]} for e in entries],
-            "held": manifests.held(destination),
         },
         journal.folder,
     )

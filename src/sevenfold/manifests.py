@@ -200,14 +200,6 @@ def path(output: Path) -> Path:
     return output.with_name(f"{output.name}.manifest.json")
 
 
-def held(output: Path) -> dict[str, Any] | None:
-    """Return how many files an output's folder holds, and a digest of their names; None for a file."""
-    if not output.is_dir():
-        return None
-    names = [p.relative_to(output).as_posix() for p in output.rglob("*") if p.is_file()]
-    return {"files": len(names), "sha256": files.digest_of((name, "") for name in names)}
-
-
 def begun(destination: Path, elsewhere: places.Output | None = None) -> dict[str, Any] | None:
     """Return what is known of the job that began to write this output and ended early, if there is one.
 

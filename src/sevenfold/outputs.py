@@ -1,7 +1,8 @@
 """Which output a name asks for: a folder of partitions, one file of rows, image files, ... and the columns that it has."""
 
+import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,8 +64,6 @@ def check(source: str | Path, destination: Path, operation: str) -> None:
             f"the output {destination} holds files that no job wrote; expected a new or empty folder, or one that a job "
             "made; give another name"
         )
-    if destination.is_dir() and not _under_way(destination):
-        _check_held(destination)
     place = next(p for p in destination.resolve().parents if p.exists())
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
         raise PermissionError(
@@ -72,20 +71,37 @@ def check(source: str | Path, destination: Path, operation: str) -> None:
         )
 
 
-def _check_held(folder: Path) -> None:
-    """Refuse to replace a folder that holds other files than those that its job has made.
+def held(names: Iterable[str]) -> dict[str, Any]:
+    """Return what a receipt says of the files in an output's folder, by their paths in it: how many, and a digest."""
+    listed = [(name, "") for name in names]
+    return {"files": len(listed), "sha256": files.digest_of(listed)}
+
+
+def names(folder: Path) -> list[str]:
+    """Return the paths in a folder of all files below it."""
+    return [p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()]
+
+
+def require_untouched(folder: Path, receipt: Path) -> None:
+    """See that a folder which a job has made holds just what that made, since a new output replaces it.
 
     Raises:
-        FileExistsError: it does.
+        FileExistsError: files have come, or have gone.
     """
-    if not manifests.path(folder).is_file():
+    if folder.is_dir() and receipt.is_file():
+        require_same(str(folder), receipt.read_bytes(), names(folder))
+
+
+def require_same(output: str, receipt: bytes, names: Sequence[str]) -> None:
+    """The same of a folder anywhere, by what its receipt holds; one that says nothing of it is let pass."""
+    try:
+        before = json.loads(receipt)["details"]["held"]
+    except (ValueError, KeyError, TypeError):
         return
-    before, now = files.read_json(manifests.path(folder)).get("held"), manifests.held(folder)
-    if before is not None and now is not None and before != now:
-        last = max((p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.stat().st_ctime, default=folder)
+    if before is not None and before != held(names):
         raise FileExistsError(
-            f"the output {folder} does not hold just what the job that made it wrote ({now['files']} files in place of "
-            f"{before['files']}; {last.name} came last), and a new output would replace it all; give another name, or remove it"
+            f"the output {output} does not hold just what the job that made it wrote, but {len(names)} files in place of "
+            f"{before['files']}, and a new output would replace them all; give another name, or move yours away"
         )
 
 

@@ -42,7 +42,14 @@ BETWEEN_JOURNALS = 1.0
 
 
 class ChangedError(OSError):
-    """A file is not the one any more that was listed."""
+    """A file is not the one any more that was listed, so nothing that was made of it counts.
+
+    changes: what has happened, a sentence for each file.
+    """
+
+    def __init__(self, changes: Sequence[str]) -> None:
+        super().__init__(f"the input changed while it was read: {'; '.join(changes[:5])}")
+        self.changes = [*changes]
 
 
 def is_url(given: str | Path) -> bool:
@@ -325,7 +332,7 @@ def _fetched(found: Found, target: Path | None) -> str:
                 count += copy.write(chunk)
         # Pieces of two versions make none.
         if change := found.changed() or (f"{found.url} gave {count:,} bytes" if count != found.size else None):
-            raise ChangedError(f"the input changed while it was read: {change}")
+            raise ChangedError([change])
         if draft is not None and target is not None:
             draft.rename(target)
     finally:
@@ -390,6 +397,19 @@ class Output:
             trial = f"{self._partial}/trial"
             self._system.pipe_file(trial, b"")
             self._system.rm_file(trial)
+
+    def held(self, receipt: Path) -> tuple[bytes, list[str]] | None:
+        """Return the receipt of the folder that is there, and the paths in it of all files; None where either is missing.
+
+        Args:
+            receipt: as it is called on this machine.
+        """
+        with _explained(self.url):
+            self._system.invalidate_cache()
+            names = [place.removeprefix(self._path).lstrip("/") for place in self._sizes(self._path)]
+            if not names or not self._system.exists(self._beside(receipt.name)):
+                return None
+            return bytes(self._system.cat_file(self._beside(receipt.name))), names
 
     def is_ours(self, ours: Path) -> bool:
         """Say whether a job made what is there, or has begun to; `ours` as for `check`."""

@@ -3,8 +3,8 @@
 import functools
 import glob
 import sys
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal
@@ -25,11 +25,14 @@ MOST_PIXELS = 1 << 22
 MOST_IMAGES = 4096
 """Image files in a partition at most."""
 
-MOST_IN_GROUP = 8
-"""Partitions that a row group of a Parquet file is cut into at most, since a machine of a cluster reads all before its own."""
+MOST_IN_GROUP = 16
+"""A row group of a Parquet file is a partition where it has up to so many times the rows of one; a larger one is cut."""
 
-MOST_HELD = 1 << 26
-"""Bytes of such a partition up to which one that is worked on here is read after those before it, and held so far."""
+FEW, MOST_IN_LONE_GROUP = 8, 4
+"""Of fewer files, with fewer row groups each, all row groups that are larger than a partition are cut, into so many at most."""
+
+PLAN = 2
+"""The number of these rules: what was begun by others does not go on by them."""
 
 _PICTURES, _TABLES, _STREAMS = "images", "rows", "containers"
 
@@ -126,7 +129,6 @@ class Partition:
     rows: how many it has.
     columns: that are read; None for all.
     held: the rows themselves, of a format that can only be read from its start.
-    group: the row group that it is a part of, where it is one to be held: its first row, and the rows of it and of a part.
     labels: whether images have labels, which sub-folders are.
     several: whether the input has more files than one, so that names within a file do not tell all rows apart.
     """
@@ -138,7 +140,6 @@ class Partition:
     kind: Literal["parquet", "images", "containers", "held"]
     columns: tuple[str, ...] | None = None
     held: Rows | None = None
-    group: tuple[int, int, int] | None = None
     labels: bool = False
     several: bool = False
 
@@ -257,7 +258,7 @@ class Source:
         else:
             for file in self.files:
                 if _kind(file.path) == ".parquet":
-                    yield from _row_groups(file, rows, columns)
+                    yield from _row_groups(file, rows, columns, alone=len(self.files) < FEW)
                 else:
                     first = 0
                     with file.here() as path:
@@ -399,7 +400,7 @@ def _head(file: File, separator: str | None) -> tuple[Rows, int | None]:
     """Return no rows with the columns of a table or of arrays, and how many there are, where the file tells."""
     if _kind(file.path) == ".parquet":
         with file.opened() as held:
-            return Rows(formats.parquet_header(held)), _rows(held)
+            return Rows(formats.parquet_header(held)), sum(formats.parquet_groups(held))
     text = _kind(file.path) == ".csv"
     with file.beginning(whole=not text) as path, formats.explained(path):
         if not text:
@@ -417,7 +418,7 @@ def _table_facts(found: Sequence[File], separator: str | None) -> "tuple[pyarrow
     for file in found:
         if typed:
             with file.opened() as held:
-                schema, count = formats.parquet_schema(held), _rows(held)
+                schema, count = formats.parquet_schema(held), sum(formats.parquet_groups(held))
             columns = {field.name: str(field.type) for field in schema}
             fields = fields or schema
         else:
@@ -449,70 +450,29 @@ def _above(found: Sequence[File]) -> Path:
     return found[0].path.parents[len(Path(found[0].name).parts) - 1]
 
 
-def _rows(path: Path | IO[bytes]) -> int:
-    """Return the number of rows of a Parquet file."""
-    return sum(rows for rows, _ in formats.parquet_groups(path))
+def _row_groups(file: File, rows: int, columns: tuple[str, ...] | None, *, alone: bool) -> Iterator[Partition]:
+    """Join small row groups, and cut large ones: to read from the middle of one is to read all before it.
 
-
-def _row_groups(file: File, rows: int, columns: tuple[str, ...] | None) -> Iterator[Partition]:
-    """Join small row groups, and cut large ones into parts of about the same size."""
+    Args:
+        alone: whether the input is this file and no more to speak of.
+    """
     start = first = 0
     with file.opened() as held:
         groups = formats.parquet_groups(held)
-    for count, size in [*groups, (0, 0)]:
+    # Of few groups each is cut into a few, or else there would not be a partition for each worker.
+    few = min(MOST_IN_LONE_GROUP, -(-FEW // max(1, len(groups)))) if alone and len(groups) < FEW else 1
+    for count in [*groups, 0]:
         if start > first and (start - first + count > rows or not count):
             yield Partition(0, (file,), first, start - first, "parquet", columns)
             first = start
-        if count > rows:
-            fits = MOST_HELD * count // max(size, 1)  # rows of so many bytes
-            pieces = min(MOST_IN_GROUP, -(-count // max(1, min(rows, fits))))
-            each = -(-count // pieces)
-            group = (start, count, each) if each <= fits else None
-            for at in range(0, count, each):
-                yield Partition(0, (file,), start + at, min(each, count - at), "parquet", columns, group=group)
+        # In so many pieces at most: with more of them time would grow with the square of the rows.
+        pieces = MOST_IN_GROUP if count > MOST_IN_GROUP * rows else min(few, -(-count // rows))
+        if pieces > 1:
+            size = -(-count // pieces)
+            for at in range(0, count, size):
+                yield Partition(0, (file,), start + at, min(size, count - at), "parquet", columns)
             first = start + count
         start += count
-
-
-def read_ahead(parts: Iterator[Partition]) -> Generator[Partition]:
-    """Give the same partitions; those of one large row group are read one after the other, and hold their rows.
-
-    Else each of them would read all rows before its own again.
-    """
-    with ExitStack() as stack:
-        last: Partition | None = None
-        for part in parts:
-            if part.group is None:
-                yield part
-                continue
-            if last is None or (last.files, last.group) != (part.files, part.group):
-                stack.close()
-                pieces = stack.enter_context(closing(_pieces(part)))
-            last = part
-            yield replace(part, held=_held(part, pieces))
-
-
-def _held(part: Partition, pieces: Iterator[tuple[int, Rows]]) -> Rows | None:
-    """Return the rows of a partition; None where it had better be read by whoever works on it."""
-    try:
-        for first, rows in pieces:
-            if first == part.first and len(rows) >= part.rows:
-                return rows.between(0, part.rows)
-            if first >= part.first:
-                break
-    except Exception:  # of a damaged file, which will say so again to the worker, who tells of which partition
-        pass
-    return None
-
-
-def _pieces(part: Partition) -> Generator[tuple[int, Rows]]:
-    """Yield the rows of a partition's row group in parts, each with the number of its first one."""
-    assert part.group is not None
-    first, count, each = part.group
-    with part.files[0].here() as path:
-        for rows in formats.parquet_rows(path, first, count, each, part.columns):
-            yield first, rows
-            first += len(rows)
 
 
 def _image_size(file: File) -> tuple[tuple[int, ...], np.dtype[Any]]:
