@@ -266,7 +266,6 @@ def test_a_line_of_blanks_or_the_end_of_a_quoted_text_is_no_row_that_was_cut(tmp
         ('a,b\n1,"x\ny"', 1),
         ("a\n1", 1),
         ("a,b\n1,", 1),
-        ("a,b\n1,2\n\x1a", 2),
         ("a,b,\n1,2,\n3,4", 2),
     ):
         path.write_text(text)

@@ -386,9 +386,15 @@ def test_a_folder_into_which_somebody_put_a_file_is_not_replaced(tmp_path):
     run(source, tmp_path / "out")  # which holds nothing else
     (tmp_path / "out" / "more").mkdir()
     (tmp_path / "out" / "more" / "notes.txt").write_text("mine")
-    with pytest.raises(FileExistsError, match=r"but 2 files in place of 1, and .* give another name, or move"):
+    with pytest.raises(
+        FileExistsError, match=r"holds 2 files, and .* wrote 1; .*, also more/notes\.txt; move away what is yours"
+    ):
         run(source, tmp_path / "out")
     assert (tmp_path / "out" / "more" / "notes.txt").read_text() == "mine"
+    assert (tmp_path / "out" / "part-00000.parquet").read_bytes() == first
+    (tmp_path / "out" / "more" / "notes.txt").rename(tmp_path / "notes.txt")
+    (tmp_path / "out" / "part-00000.parquet").unlink()
+    run(source, tmp_path / "out")  # what is gone is nobody's
     assert (tmp_path / "out" / "part-00000.parquet").read_bytes() == first
 
 
@@ -471,32 +477,16 @@ def test_cells_are_told_apart_by_whatever_the_user_says_or_the_header_shows(tmp_
     assert receipt.details["separator"] == given
 
 
-def test_what_comes_into_the_folder_while_a_job_is_under_way_is_kept_and_the_job_goes_on_without_it(tmp_path):
-    source = put(tmp_path / "in.csv", tiny.table(90))
-    run(source, tmp_path / "out")
-
-    def save(progress):
-        (tmp_path / "out" / "notes.txt").write_text("mine")
-
-    with pytest.raises(FileExistsError, match="but 2 files in place of 1"):
-        run(put(source, tiny.table(80)), tmp_path / "out", on_progress=save)
-    for begun in ("continue", "restart"):
-        with pytest.raises(FileExistsError, match="but 2 files in place of 1"):
-            run(source, tmp_path / "out", begun=begun)
-    (tmp_path / "out" / "notes.txt").rename(tmp_path / "notes.txt")
-    receipt = run(source, tmp_path / "out")
-    assert (receipt.rows, receipt.details["rows_before"]) == (80, 80)
-    assert len(read(tmp_path / "out" / "part-00000.parquet")) == 80
-
-
 def test_partitions_that_were_cut_otherwise_are_not_gone_on_with(tmp_path, monkeypatch):
     rows = put(tmp_path / "in.parquet", tiny.table(90))
 
     def stop(progress):
         raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        run(rows, tmp_path / "out", partition_rows=30, on_progress=lambda p: stop(p) if p.rows > 60 else None)
+    with pytest.raises(KeyboardInterrupt):  # in the second partition
+        run(
+            rows, tmp_path / "out", partition_rows=30, workers=1, on_progress=lambda p: stop(p) if p.rows > 30 else None
+        )
     with monkeypatch.context() as patch:
         patch.setattr(sources, "PLAN", 3)
         with pytest.raises(ResumeError, match=r"plan was 2 and is 3; .*`--restart`"):
@@ -504,7 +494,7 @@ def test_partitions_that_were_cut_otherwise_are_not_gone_on_with(tmp_path, monke
     with monkeypatch.context() as patch:
         patch.setattr(sources, "MOST_IN_LONE_GROUP", 2)  # as if nobody had given the new rules a number
         with pytest.raises(
-            ResumeError, match=r"is not what an earlier run has done as number 1, row 30 and on of in\.parq"
+            ResumeError, match=r"is not what an earlier run has done as number 0, row 0 and on of in\.parq"
         ):
             run(rows, tmp_path / "out", partition_rows=30)
     assert run(rows, tmp_path / "out", partition_rows=30).rows == 90
@@ -522,6 +512,10 @@ def test_few_rows_are_not_tried_at_several_batch_sizes(tmp_path, monkeypatch, co
     source = put(tmp_path / ("in.csv" if count is None else "in.parquet"), tiny.table(3000))
     found = sources.open_source(source)
     found = found if count is None else replace(found, total=count)
+    first = next(next(found.partitions(1000)).batches(1000))
+    if count is None:  # by the bytes of the first rows
+        assert jobs._count(first, found) == pytest.approx(3000, rel=0.1)
+        assert jobs._count(first, found.limited(1200)) == 1200
     first = next(next(found.partitions(1000)).batches(1000))
     assert jobs._fastest(tiny.bundle("table", "anomaly"), "score", first, found, None) == size
     assert tried == [500]

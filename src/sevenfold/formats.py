@@ -331,8 +331,7 @@ def _check_end(names: Sequence[str], path: Path, separator: str) -> None:
         return
     with path.open("rb") as handle:
         handle.seek(max(0, handle.seek(0, os.SEEK_END) - _LONGEST_END))
-        # The last byte of old systems' texts is none of them.
-        before, _, last = handle.read().removesuffix(b"\x1a").replace(b"\r", b"\n").rpartition(b"\n")
+        before, _, last = handle.read().replace(b"\r", b"\n").rpartition(b"\n")
     # A line that begins within quotes is not told apart from others.
     if not last.strip() or not before.strip() or b'"' in last:
         return

@@ -8,6 +8,7 @@ output, and the receipt is written last.
 import functools
 import hashlib
 import logging
+import math
 import os
 import shutil
 import threading
@@ -65,6 +66,9 @@ BATCH_SIZES = (1 << 10, 1 << 12, 1 << 14, 1 << 16)
 
 MEASURED_FROM = 1 << 20
 """Rows from which on it is worth while to measure which batch size is fastest, on as many rows as all sizes together have."""
+
+ZIPPED = 4
+"""Times that a zipped CSV file is about as large when it is read."""
 
 LONGEST_BATCH = 0.5
 """Seconds that a batch may take, so that a job can be seen to go on, and stops soon when it is told to."""
@@ -288,8 +292,6 @@ def apply(
         bundle = replace(bundle, model=placement.placed(bundle.model, device))
     destination, elsewhere = placed(destination)
     outputs.check(source, destination, operation)
-    if operation != "index":  # one that is there already is refused
-        outputs.require_untouched(destination, receipt_path(destination))
     # What no job has made is no output of an earlier one, but the user's own: it is not to be left out in silence.
     besides: list[Path | str] = [destination] if destination.is_dir() or outputs.is_ours(destination) else []
     besides += [manifests.workplace(destination), quarantine_path(destination)]
@@ -300,10 +302,9 @@ def apply(
                 "build it here, and copy it"
             )
         elsewhere.check(source, manifests.path(destination))
-        if not destination.suffix:
-            _require_untouched(destination, elsewhere)
         besides += [elsewhere.url] if not destination.suffix or elsewhere.is_ours(manifests.path(destination)) else []
         besides += [elsewhere.beside(quarantine_path(destination))]
+    _require_no_more(destination, elsewhere)
     address = str(destination.absolute()) if elsewhere is None else elsewhere.url
     found = sources.open_source(
         source, besides=besides, room=manifests.inputs(destination), separator=settings.separator
@@ -346,10 +347,8 @@ def apply(
         begun_with = len(journal.entries)
         _work(bundle, plan.task, found, rows, journal, workers, engine, on_progress)
         _finish(plan.task, found, journal, destination, going_on=going_on)
-        held = outputs.held(outputs.names(destination)) if destination.is_dir() else None
+        made = len(outputs.names(destination)) if destination.is_dir() else 1
         if elsewhere is not None:
-            if not destination.suffix:
-                _require_untouched(destination, elsewhere)
             elsewhere.publish([quarantine_path(destination), manifests.path(destination)], receipt_path(destination))
         entries = [journal.entries[number] for number in sorted(journal.entries)]
         receipt = Receipt(
@@ -379,7 +378,7 @@ def apply(
                 "options": dict(settings.options),
                 "limit": settings.limit,
                 "separator": settings.separator,
-                "held": held,
+                "files": made,
                 "drift": plan.drift,
                 "numbers": _summed([entry.numbers for entry in entries]),
             },
@@ -392,14 +391,21 @@ def apply(
     return receipt
 
 
-def _require_untouched(destination: Path, elsewhere: places.Output) -> None:
-    """See that a folder elsewhere holds just what its job has made.
+def _require_no_more(destination: Path, elsewhere: places.Output | None) -> None:
+    """See that the folder of an earlier job, which this one is to replace, holds no more files than that made.
 
     Raises:
-        FileExistsError: it does not.
+        FileExistsError: it holds more.
     """
-    if (there := elsewhere.held(receipt_path(destination))) is not None:
-        outputs.require_same(elsewhere.url, *there)
+    receipt, there = receipt_path(destination), None
+    if elsewhere is not None:
+        there = None if elsewhere.begun() else elsewhere.held(receipt)
+    elif destination.is_dir() and receipt.is_file() and not outputs.under_way(destination):
+        there = receipt.read_bytes(), outputs.names(destination)
+    if there is not None:
+        outputs.require_no_more(
+            str(destination) if elsewhere is None else elsewhere.url, *there, by_age=elsewhere is None
+        )
 
 
 def _summed(numbers: Sequence[Mapping[str, int]]) -> dict[str, int]:
@@ -701,7 +707,8 @@ def _count(rows: Rows, source: Source) -> float:
         return len(rows)
     some = rows.frame.iloc[:100]  # of text, as it stands in the file, with a separator behind each cell
     length = sum(int(column.str.len().sum()) + len(some) for _, column in some.items()) / len(some)
-    return sum(file.size for file in source.files) / length
+    size = sum(file.size * (ZIPPED if file.name.lower().endswith(".gz") else 1) for file in source.files)
+    return min(size / length, source.limit or math.inf)
 
 
 def work(bundle: Bundle, task: Task, part: Partition, on_rows: Callable[[int], None] = lambda rows: None) -> Entry:
@@ -863,12 +870,15 @@ def _is_done(part: Partition, journal: Journal) -> bool:
         ResumeError: it has another one of that number.
     """
     done = journal.entries.get(part.number)
-    if done is not None and (done.source, done.first) != (part.files[0].name, part.first):
+    if done is None:
+        return False
+    rows = 1 if part.kind == "containers" else done.rows + done.quarantined  # a container has more images than one
+    if (done.source, done.first, rows) != (part.files[0].name, part.first, part.rows):
         raise ResumeError(
             f"{part} is not what an earlier run has done as number {done.number}, row {done.first} and on of {done.source}; "
             "give `--restart` to throw away what it did"
         )
-    return done is not None
+    return True
 
 
 def _listed(source: Source, rows: int, columns: Sequence[str] | None, journal: Journal) -> Iterator[Partition]:
@@ -1011,7 +1021,6 @@ def _finish(task: Task, source: Source, journal: Journal, destination: Path, *, 
     parts = [journal.parts / aside_name(entry.number) for entry in entries if entry.quarantined]
     # An index that is there when a job goes on is this job's own, and rows may have come to it since.
     if not (going_on and isinstance(task.sink, IndexFolder) and (destination / index_folders.MANIFEST).is_file()):
-        outputs.require_untouched(destination, receipt_path(destination))  # since much may have happened meanwhile
         with files.whole(destination, journal.folder) as draft:
             task.sink.finish([journal.parts / entry.file for entry in entries], draft)
             for older in (receipt_path(destination), manifests.path(destination)):  # which tell of the output before

@@ -2,14 +2,14 @@
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from sevenfold import files, formats, index_folders, manifests
+from sevenfold import formats, index_folders, manifests
 from sevenfold.applications.search import Search
 from sevenfold.bundles import Bundle
 from sevenfold.datasets.base import ImageSchema, TableSchema
@@ -55,7 +55,7 @@ def check(source: str | Path, destination: Path, operation: str) -> None:
         raise IsADirectoryError(f"the output {destination} is a folder; expected a file's name; name a file inside it")
     if destination.is_file() and not destination.suffix:
         raise FileExistsError(f"the output {destination} is a file; expected a folder's name; give another one")
-    if operation == "index" and (destination / index_folders.MANIFEST).is_file() and not _under_way(destination):
+    if operation == "index" and (destination / index_folders.MANIFEST).is_file() and not under_way(destination):
         raise FileExistsError(
             f"{destination} is an index already; expected a new name; add to it with `sevenfold index add`, or remove it"
         )
@@ -71,46 +71,41 @@ def check(source: str | Path, destination: Path, operation: str) -> None:
         )
 
 
-def held(names: Iterable[str]) -> dict[str, Any]:
-    """Return what a receipt says of the files in an output's folder, by their paths in it: how many, and a digest."""
-    listed = [(name, "") for name in names]
-    return {"files": len(listed), "sha256": files.digest_of(listed)}
-
-
 def names(folder: Path) -> list[str]:
-    """Return the paths in a folder of all files below it."""
-    return [p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()]
+    """Return the paths in a folder of all files below it, the newest first."""
+    found = sorted((p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.stat().st_ctime_ns, reverse=True)
+    return [p.relative_to(folder).as_posix() for p in found]
 
 
-def require_untouched(folder: Path, receipt: Path) -> None:
-    """See that a folder which a job has made holds just what that made, since a new output replaces it.
+def require_no_more(output: str, receipt: bytes, names: Sequence[str], *, by_age: bool) -> None:
+    """See that a folder holds no more files than the job made whose output it is, since a new output replaces all.
+
+    Args:
+        receipt: the content of the job's receipt; where it does not say how many files, nothing is asked.
+        names: of the files that are there.
+        by_age: whether the newest come first, which are told.
 
     Raises:
-        FileExistsError: files have come, or have gone.
+        FileExistsError: it holds more.
     """
-    if folder.is_dir() and receipt.is_file():
-        require_same(str(folder), receipt.read_bytes(), names(folder))
-
-
-def require_same(output: str, receipt: bytes, names: Sequence[str]) -> None:
-    """The same of a folder anywhere, by what its receipt holds; one that says nothing of it is let pass."""
     try:
-        before = json.loads(receipt)["details"]["held"]
+        made = json.loads(receipt)["details"]["files"]
     except (ValueError, KeyError, TypeError):
         return
-    if before is not None and before != held(names):
+    if isinstance(made, int) and len(names) > made:
+        newest = f", also {', '.join(names[: min(5, len(names) - made)])}" if by_age else ""
         raise FileExistsError(
-            f"the output {output} does not hold just what the job that made it wrote, but {len(names)} files in place of "
-            f"{before['files']}, and a new output would replace them all; give another name, or move yours away"
+            f"the output {output} holds {len(names)} files, and the job that made it wrote {made}; a new output would replace "
+            f"them all{newest}; move away what is yours, or give another name"
         )
 
 
 def is_ours(output: Path) -> bool:
     """Say whether a job made what is there, or has begun to."""
-    return manifests.path(output).is_file() or _under_way(output)
+    return manifests.path(output).is_file() or under_way(output)
 
 
-def _under_way(output: Path) -> bool:
+def under_way(output: Path) -> bool:
     """Say whether a job for this output has not ended: it may have been killed just when the output had come."""
     return (manifests.workplace(output) / "journal.jsonl").is_file()
 

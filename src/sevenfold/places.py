@@ -407,7 +407,8 @@ class Output:
         with _explained(self.url):
             self._system.invalidate_cache()
             names = [place.removeprefix(self._path).lstrip("/") for place in self._sizes(self._path)]
-            if not names or not self._system.exists(self._beside(receipt.name)):
+            names = [name for name in names if name and not name.endswith("/")]  # some list folders as files
+            if self.path.suffix or not names or not self._system.exists(self._beside(receipt.name)):
                 return None
             return bytes(self._system.cat_file(self._beside(receipt.name))), names
 

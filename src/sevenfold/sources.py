@@ -29,7 +29,7 @@ MOST_IN_GROUP = 16
 """A row group of a Parquet file is a partition where it has up to so many times the rows of one; a larger one is cut."""
 
 FEW, MOST_IN_LONE_GROUP = 8, 4
-"""Of fewer files, with fewer row groups each, all row groups that are larger than a partition are cut, into so many at most."""
+"""Where there are fewer row groups, those that are larger than a partition are cut, into so many at most."""
 
 PLAN = 2
 """The number of these rules: what was begun by others does not go on by them."""
@@ -258,7 +258,7 @@ class Source:
         else:
             for file in self.files:
                 if _kind(file.path) == ".parquet":
-                    yield from _row_groups(file, rows, columns, alone=len(self.files) < FEW)
+                    yield from _row_groups(file, rows, columns, beside=len(self.files))
                 else:
                     first = 0
                     with file.here() as path:
@@ -450,17 +450,17 @@ def _above(found: Sequence[File]) -> Path:
     return found[0].path.parents[len(Path(found[0].name).parts) - 1]
 
 
-def _row_groups(file: File, rows: int, columns: tuple[str, ...] | None, *, alone: bool) -> Iterator[Partition]:
+def _row_groups(file: File, rows: int, columns: tuple[str, ...] | None, *, beside: int) -> Iterator[Partition]:
     """Join small row groups, and cut large ones: to read from the middle of one is to read all before it.
 
     Args:
-        alone: whether the input is this file and no more to speak of.
+        beside: how many files the input has.
     """
     start = first = 0
     with file.opened() as held:
         groups = formats.parquet_groups(held)
     # Of few groups each is cut into a few, or else there would not be a partition for each worker.
-    few = min(MOST_IN_LONE_GROUP, -(-FEW // max(1, len(groups)))) if alone and len(groups) < FEW else 1
+    few = min(MOST_IN_LONE_GROUP, -(-FEW // max(1, len(groups) * beside)))
     for count in [*groups, 0]:
         if start > first and (start - first + count > rows or not count):
             yield Partition(0, (file,), first, start - first, "parquet", columns)
