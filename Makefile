@@ -38,7 +38,8 @@ test-fast: $(INSTALLED)
 	$(BIN)/python -m pytest -n auto --dist loadfile -m "not slow"
 
 test-slow: $(INSTALLED) ## the tests that take minutes: whole runs on the built-in data
-	$(BIN)/python -m pytest -n auto --dist loadfile -m slow
+	$(BIN)/python -m pytest -n auto --dist loadfile -m slow --ignore tests/test_dispatch.py
+	$(BIN)/python -m pytest -m slow tests/test_dispatch.py
 
 lint: $(INSTALLED) ## style and types
 	$(BIN)/ruff check .

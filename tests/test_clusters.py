@@ -47,14 +47,13 @@ def rows(tmp_path):
 @pytest.fixture(scope="module")
 def cluster():
     """A cluster that is there already, as a session of a user's own may have one: it takes seconds to start."""
-    import logging
-
     import ray
 
     handler = signal.getsignal(signal.SIGTERM)
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    yield ray
-    ray.shutdown()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("RAY_ADDRESS", raising=False)
+        with clusters.connected(2):
+            yield ray
     signal.signal(signal.SIGTERM, handler)
 
 

@@ -1,9 +1,13 @@
-"""Stages on a Ray cluster of two machines come to what they come to here, and a machine may be lost meanwhile."""
+"""Stages on a Ray cluster of two machines come to what they come to here, and a machine may be lost meanwhile.
+
+`make test-slow` runs them in a process of their own: in one that was on another cluster before, Ray loses calls.
+"""
 
 import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -14,7 +18,7 @@ import pytest
 import ruamel.yaml
 
 from conftest import ONE_TABLE, ROOT, TRAINING, make_project
-from sevenfold import dispatch, files, params, pipeline
+from sevenfold import clusters, dispatch, files, params, pipeline
 from sevenfold.dispatch import Needs
 from sevenfold.pipeline import Reproduction
 
@@ -393,6 +397,20 @@ def test_a_proxy_of_a_cluster_is_refused(tmp_path, monkeypatch):
         dispatch.serving(None, settings()),
     ):
         pass
+
+
+def test_a_process_that_was_on_another_cluster_is_refused_since_ray_would_lose_its_calls(monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as somebody:
+        address = f"127.0.0.1:{somebody.getsockname()[1]}"
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        monkeypatch.setattr(clusters, "_joined", "10.0.0.1:6379")
+        with (
+            pytest.raises(
+                RuntimeError, match=f"was on the cluster 10.0.0.1:6379 before, .* of {address}; begin another"
+            ),
+            clusters.connected(1),
+        ):
+            pass
 
 
 def test_a_process_on_a_leash_ends_with_what_it_started_when_the_other_end_closes():

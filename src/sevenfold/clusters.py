@@ -38,6 +38,9 @@ WAVE_HELD = 2
 PATIENCE = 10.0
 """Seconds in which a cluster has to answer."""
 
+_joined: str | None = None
+"""The address of the cluster that this process was on last; "" for one of its own."""
+
 Content = Mapping[str, bytes]
 """The files of a bundle, by their names."""
 
@@ -191,19 +194,36 @@ def connected(processors: int) -> Iterator[None]:
         processors: of a cluster that is started.
 
     Raises:
-        RuntimeError: no cluster answers at RAY_ADDRESS.
+        RuntimeError: no cluster answers at RAY_ADDRESS, or this process was on another one before.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     address = os.environ.get("RAY_ADDRESS")
-    # Whoever reaches the ports of a cluster can run code on it. One that is started here listens on loopback by this alone,
-    # which is how Ray works on systems that it makes no clusters of; it is read when Ray is imported.
-    own = nullcontext() if address else variables.within(RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0")
+    own = nullcontext() if address else _on_loopback()
     with own, _connected(address, processors):
         yield
 
 
 @contextmanager
+def _on_loopback() -> Iterator[None]:
+    """Have a cluster that is started in the block listen on loopback: whoever reaches its ports can run code on it.
+
+    That is how Ray works on systems that it makes no clusters of. Its processes learn it by a variable, this one by what Ray
+    has read of it when it was imported; that must not stay so, or else no other cluster could call this process back.
+    """
+    from ray._private import ray_constants
+
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    with variables.within(**{ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR: "0"}):
+        ray_constants.ENABLE_RAY_CLUSTER = False
+        try:
+            yield
+        finally:
+            ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+@contextmanager
 def _connected(address: str | None, processors: int) -> Iterator[None]:
+    global _joined
     import ray
 
     if ray.is_initialized():
@@ -211,6 +231,12 @@ def _connected(address: str | None, processors: int) -> Iterator[None]:
         return
     if address:
         _reach(address)
+        if _joined not in (None, address):
+            raise RuntimeError(
+                f"this process was on {f'the cluster {_joined}' if _joined else 'a cluster of its own'} before, and Ray loses "
+                f"calls where it goes to that of {address}; begin another process"
+            )
+    _joined = address or ""
     # Paths of Unix sockets are short: a folder for temporary files may lie too deep.
     with tempfile.TemporaryDirectory(prefix=f"ray-{os.getpid()}-", dir="/tmp", ignore_cleanup_errors=True) as room:
         own = {"address": "local", "num_cpus": processors, "include_dashboard": False, "_temp_dir": room}
