@@ -44,16 +44,6 @@ from tests import seaweed, tiny
 NOW = datetime(2026, 11, 28, 12, tzinfo=UTC)
 LONG_AGO = NOW - timedelta(days=100)
 DIGEST = "d" * 64
-OPTIONS = {
-    "code": 2,
-    "hidden": [8],
-    "activation": "silu",
-    "blocks": 0,
-    "tied": False,
-    "augment": [],
-    "numbers": "standard",
-    "categories": "one-hot",
-}
 
 
 def customers(count, seed):
@@ -92,7 +82,7 @@ def bundle(labelled=True):
         seed=0,
     )
     application = Anomaly(**tiny.ANOMALY)
-    spec = ModelSpec.of("deep", data.schema.layout, OPTIONS)
+    spec = ModelSpec.of("deep", data.schema.layout, tiny.DEEP)
     learn = evaluation.learned_from(application, data)
     settings = replace(tiny.SETTINGS, epochs=12, patience=12)
     model, _ = training.fit(spec, learn, data.validation, settings, seed=0, device="cpu", on_epoch=lambda epoch: None)

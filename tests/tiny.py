@@ -90,6 +90,19 @@ def dataset(kind: str) -> Dataset:
     )
 
 
+DEEP = {
+    "code": 2,
+    "hidden": [8],
+    "activation": "silu",
+    "blocks": 0,
+    "tied": False,
+    "augment": [],
+    "numbers": "standard",
+    "categories": "one-hot",
+}
+"""Options of the variant `deep`."""
+
+
 @functools.cache
 def bundle(kind: str, name: str, seed: int = 0) -> Bundle:
     """Return a deep autoencoder of "table" or "images" with the application of this name, trained and calibrated."""
@@ -98,16 +111,7 @@ def bundle(kind: str, name: str, seed: int = 0) -> Bundle:
     spec = ModelSpec.of(
         "deep",
         data.schema.layout,
-        {
-            "code": 2,
-            "hidden": [8],
-            "activation": "silu",
-            "blocks": 0,
-            "tied": False,
-            "augment": [],
-            "numbers": "standard",
-            "categories": "one-hot",
-        },
+        DEEP,
     )
     learn = evaluation.learned_from(application, data)
     model, _ = training.fit(
