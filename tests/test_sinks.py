@@ -1,5 +1,6 @@
 """Each kind of output gives back what went in, and the same rows give the same bytes, however they come in parts."""
 
+import csv
 import datetime
 import decimal
 import itertools
@@ -343,3 +344,12 @@ def test_two_images_of_one_name_are_refused(tmp_path):
     with pytest.raises(FileExistsError, match=r"two rows become same\.png; expected different names; rename one"):
         sinks.link(tmp_path / "other.png", tmp_path / "draft" / "same.png")
     assert (tmp_path / "part-1" / "same.png").read_bytes() == b"one"
+
+
+def test_a_name_in_the_header_of_a_csv_file_is_quoted_as_a_cell_would_be(tmp_path):
+    names = ["plain", "a\rb", "c;d", 'e"f']
+    sink = sinks.Csv(pyarrow.schema([(name, pyarrow.int64()) for name in names]), ";")
+    sink.write(tmp_path / "part", [formats.Rows(pd.DataFrame([[1, 2, 3, 4]], columns=names))])
+    sink.finish([tmp_path / "part"], tmp_path / "out.csv")
+    with (tmp_path / "out.csv").open(newline="") as file:
+        assert list(csv.reader(file, delimiter=";")) == [names, ["1", "2", "3", "4"]]

@@ -93,7 +93,7 @@ def add(
         DataError, FormatError, JobError: as a job's.
     """
     settings = settings or jobs.Settings()
-    manifest = Reader(folder).manifest
+    manifest = Manifest.read(folder)
     bundle, maker, version = _maker(workspace, manifest, model)
     folder = folder.resolve()
     room = adding(folder)
@@ -106,7 +106,7 @@ def add(
     if told.get("input") != receipt.input_digest:
         told = {"input": receipt.input_digest, "key": uuid.uuid4().hex}
         files.write_json(note, told)
-    if all(event.key != told["key"] for event in Reader(folder).manifest.events):
+    if all(event.key != told["key"] for event in Manifest.read(folder).events):
         paths = sorted(room.glob("*.parquet"))
         identifier = settings.options.get("id") or _identifier(folder, manifest, formats.parquet_schema(paths[0]).names)
         try:
@@ -115,7 +115,7 @@ def add(
             jobs.remove(room)
             note.unlink()
             raise
-    manifest = Reader(folder).manifest
+    manifest = Manifest.read(folder)
     aside = None
     if jobs.quarantine_path(room).is_file():
         (generation,) = [event.generation for event in manifest.events if event.key == told["key"]]
@@ -161,7 +161,7 @@ def search(
     """
     if limit is not None and limit < 1:
         raise ValueError(f"limit is {limit}; expected 1 or more")
-    bundle = None if vectors else _maker(workspace, Reader(folder).manifest, model)[0]
+    bundle = None if vectors else _maker(workspace, Manifest.read(folder), model)[0]
     with jobs.few_threads(None), tempfile.TemporaryDirectory() as room:
         reader = Reader(folder)
         schema = None if bundle is None else bundle.schema

@@ -646,8 +646,8 @@ def _made(
     written: bool = False,
 ) -> Rows:
     act = functools.partial(operations.impute, written=True) if written else operations.get(operation, bundle)
-    # These look to it themselves, for images that may be large.
-    made = act(bundle, rows) if operation in ("denoise", "compress") else padded(act, bundle, rows)
+    # That looks to it itself, for images that may be large.
+    made = act(bundle, rows) if operation == "denoise" else padded(act, bundle, rows)
     if listed:
         made = operations.listed(made)
     kept = operations.identifying(bundle, rows)

@@ -154,14 +154,11 @@ class Found:
         return known or _fetched(self, None)
 
 
-def listed(url: str, wanted: Callable[[str], bool]) -> tuple[str, list[Found]]:
-    """Find the files that an address means: one, all in a folder, or those of a pattern.
+def listed(url: str, wanted: Callable[[str], bool]) -> list[Found]:
+    """Find the files that an address means: one, all in a folder, or those of a pattern, in the order of their names.
 
     Args:
         wanted: says of a file's name whether it counts in a folder.
-
-    Returns:
-        the address of the folder that names begin from, and the files in the order of their names.
 
     Raises:
         FileNotFoundError: there is nothing. PermissionError: nobody here may read it.
@@ -190,7 +187,7 @@ def listed(url: str, wanted: Callable[[str], bool]) -> tuple[str, list[Found]]:
             found.append(Found(start + place, name, about["size"], _version(about)))
     if not every:
         raise FileNotFoundError(f"{url} does not exist; check the address")
-    return start + fixed, found
+    return found
 
 
 def learn(digests: Sequence[tuple[str, str, str]]) -> None:

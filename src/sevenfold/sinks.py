@@ -134,12 +134,13 @@ class Csv(Table):
     def finish(self, parts: Sequence[Path], draft: Path) -> None:
         import pandas
 
-        with draft.open("wb") as whole:
-            header: str = pandas.DataFrame(columns=self.fields.names).to_csv(index=False, sep=self.separator)
-            whole.write(header.encode())
+        with draft.open("w", encoding="utf-8", newline="") as handle:
+            names = pandas.DataFrame(columns=self.fields.names)
+            formats.write_csv(names, handle, header=True, separator=self.separator)
+        with draft.open("ab") as whole:
             for part in parts:
-                with part.open("rb") as handle:
-                    shutil.copyfileobj(handle, whole, 1 << 20)
+                with part.open("rb") as rows:
+                    shutil.copyfileobj(rows, whole, 1 << 20)
 
 
 @dataclass(frozen=True)

@@ -176,7 +176,6 @@ class Source:
     kind: "rows" of tables or of arrays, "images" in files of their own, or "containers" of compressed ones.
     fields: names and types of a table's columns as the files have them; None where files have no types of their own.
     total: the number of rows; None where that is not known before all is read.
-    root: the folder that files are named from.
     """
 
     given: str
@@ -184,7 +183,6 @@ class Source:
     files: tuple[File, ...]
     fields: "pyarrow.Schema | None"
     total: int | None
-    root: Path
     limit: int | None = None
     separator: str | None = None
 
@@ -304,7 +302,7 @@ def open_source(
     known = places.parsed(text)
     if isinstance(known, str):
         assert room is not None
-        root, found = room, _elsewhere(known, besides, room)
+        found = _elsewhere(known, besides, room)
     else:
         text = str(known)
         root, paths = _paths(text)
@@ -330,16 +328,16 @@ def open_source(
         raise FormatError(f"separator is {separator!r}, and {text} holds no CSV files; leave it out")
     kind: Any = {"image": _PICTURES, "container": _STREAMS}.get(next(iter(kinds)), _TABLES)
     if kind != _TABLES:
-        return Source(text, kind, found, None, len(found) if kind == _PICTURES else None, root)
+        return Source(text, kind, found, None, len(found) if kind == _PICTURES else None)
     fields, total = _table_facts(found, separator)
-    return Source(text, kind, found, fields, total, root, separator=separator)
+    return Source(text, kind, found, fields, total, separator=separator)
 
 
 def _elsewhere(url: str, besides: Sequence[Path | str], room: Path) -> tuple[File, ...]:
     places.require(url)
     if not glob.has_magic(url) and Path(url).suffix:
         _group(Path(Path(url).name))
-    _, listed = places.listed(url, lambda name: bool(_group(Path(name), strict=False)))
+    listed = places.listed(url, lambda name: bool(_group(Path(name), strict=False)))
     apart = [b.rstrip("/") for b in besides if isinstance(b, str)]
     kept = [f for f in listed if not any(f.url == b or f.url.startswith(f"{b}/") for b in apart)]
     return tuple(File(f.name, room / f.name, f.size, f.version, f) for f in kept)

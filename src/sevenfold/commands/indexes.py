@@ -114,7 +114,7 @@ def _tell(given: argparse.Namespace, manifest: Any) -> None:
 def _remove(given: argparse.Namespace) -> int:
     from sevenfold import index_folders
 
-    whole = index_folders.Reader(given.folder).manifest.form.ids != "text"
+    whole = index_folders.Manifest.read(given.folder).form.ids != "text"
     if whole and (odd := [name for name in given.ids if not name.lstrip("-").isdigit()]):
         raise ValueError(f"ids are {', '.join(odd)}; expected whole numbers, as in this folder; name others")
     _tell(given, index_folders.remove(given.folder, [int(name) if whole else name for name in given.ids]))
