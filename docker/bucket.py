@@ -38,7 +38,7 @@ def main() -> int:
         elif given.step == "load":
             print(f"{load(client, given.bucket, given.file):,} objects loaded")
         else:
-            for key, _ in list(objects(client, given.bucket)):
+            for key in list(objects(client, given.bucket)):
                 client.delete_object(Bucket=given.bucket, Key=key)
     except (BotoCoreError, ClientError, OSError, tarfile.TarError) as error:
         print(f"error: bucket {given.bucket}: {error}", file=sys.stderr)
@@ -65,11 +65,11 @@ def make(client: Any, bucket: str) -> None:
             time.sleep(0.5)
 
 
-def objects(client: Any, bucket: str) -> Iterator[tuple[str, int]]:
-    """Give key and size of every object."""
+def objects(client: Any, bucket: str) -> Iterator[str]:
+    """Give the key of every object."""
     for page in client.get_paginator("list_objects_v2").paginate(Bucket=bucket):
         for entry in page.get("Contents", ()):
-            yield entry["Key"], entry["Size"]
+            yield entry["Key"]
 
 
 def save(client: Any, bucket: str, file: Path) -> int:
@@ -79,7 +79,7 @@ def save(client: Any, bucket: str, file: Path) -> int:
     """
     count = 0
     with tarfile.open(file, "w") as archive:
-        for key, _ in objects(client, bucket):
+        for key in objects(client, bucket):
             found = client.get_object(Bucket=bucket, Key=key)
             entry = tarfile.TarInfo(key)
             # As the store says now, and not as it was listed: the two may differ.

@@ -104,7 +104,7 @@ def _is_behind(place: Workspace) -> bool:
 
 def _finish(place: Workspace) -> None:
     """Say how every contest stands, where the report is, and how to see more."""
-    champions = {v.name: v.label for v in versions.every(place) if versions.CHAMPION in v.aliases}
+    champions = {name: version.label for name, version in versions.champions(place).items()}
     out = console.console()
     if place.metrics.is_file():
         out.print()

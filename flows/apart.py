@@ -61,7 +61,7 @@ def run(
 
 
 def _show_results(place: Workspace, say: Callable[[str], None]) -> None:
-    champions = {v.name: v.label for v in versions.every(place) if versions.CHAMPION in v.aliases}
+    champions = {name: version.label for name, version in versions.champions(place).items()}
     out = console.console()
     with out.capture() as table:
         out.print(console.results(files.read_json(place.metrics), champions))

@@ -11,6 +11,7 @@ import json
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -158,7 +159,7 @@ def _check(
         problems.append(f"concurrency is {concurrency}; expected 1 or more")
     if not partitions:
         problems.append("there are no partitions; expected one or more")
-    if twice := sorted({p for p in partitions if partitions.count(p) > 1}):
+    if twice := sorted(p for p, count in Counter(partitions).items() if count > 1):
         problems.append(f"partition{'s' * (len(twice) > 1)} {', '.join(twice[:5])} given twice; expected each once")
     if _filled(dict(parameters), "a") == _filled(dict(parameters), "b"):
         problems.append(f"no parameter has {MARK} in it, so all partitions would be the same run; name where it goes")

@@ -1,4 +1,4 @@
-"""The devices of this machine, each lent to one stage at a time."""
+"""The devices of this machine or of a cluster, each lent to one stage at a time."""
 
 import fcntl
 import os
@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
+
+from sevenfold import processors
 
 MOST_SLOTS = 8
 """Stages at once on CPU: with more, DVC's own lock is what they wait for."""
@@ -31,8 +33,7 @@ class Device:
 
 def there_are(*, threads: int) -> list[Device]:
     """Return every visible GPU, and as many CPU slots as give each stage `threads` cores of its own."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return arrange(visible_gpus(), cores=cores, threads=threads)
+    return arrange(visible_gpus(), cores=processors.count(), threads=threads)
 
 
 def arrange(gpus: Sequence[str], *, cores: int, threads: int) -> list[Device]:

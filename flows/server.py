@@ -4,7 +4,6 @@ Prefect can also start a server inside a flow's process, but that one loses task
 """
 
 import base64
-import json
 import os
 import signal
 import socket
@@ -164,7 +163,7 @@ def answers(url: str) -> bool:
     try:
         with urllib.request.urlopen(url, timeout=2) as response:
             return bool(200 <= response.status < 300)
-    except (urllib.error.URLError, OSError, json.JSONDecodeError):
+    except OSError:
         return False
 
 

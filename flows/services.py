@@ -1,8 +1,8 @@
 """Services: a Prefect server, an MLflow server and a worker that stand on this machine until `make down`.
 
 They listen on loopback unless `SEVENFOLD_HOST` says otherwise, which takes passwords, and keep everything in the workspace's
-private folder. Each is a process of its own with a note in
-`.sevenfold/services/`; a process is ended only if it is the one of its note, since numbers of processes are given anew.
+private folder. Each is a process of its own with a note in `.sevenfold/services/`; a process is ended only if it is the one of
+its note, since numbers of processes are given anew.
 """
 
 import argparse
@@ -123,11 +123,8 @@ def deploy(place: Workspace) -> list[State]:
         ServiceError: there is none.
         DeploymentError: it refuses a deployment.
     """
-    url = os.environ.get("PREFECT_API_URL") or server.standing_url(place)
-    if url is None:
-        raise ServiceError("no Prefect server stands here; `make up` starts one, or set PREFECT_API_URL to yours")
-    environment = place.environment() | {"PREFECT_API_URL": url}
-    deployments.put(place.root, environment)
+    url = _standing(place)
+    deployments.put(place.root, place.environment() | {"PREFECT_API_URL": url})
     return [State("prefect", "deployed", url.rstrip("/").removesuffix("/api"))]
 
 
@@ -333,8 +330,18 @@ def _children(parent: psutil.Process) -> list[psutil.Process]:
 
 
 def _strangers(place: Workspace) -> list[str]:
-    url = os.environ.get("PREFECT_API_URL") or f"{files.read_json(_note(place, 'prefect'))['url']}/api"
-    return deployments.strangers(place.root, place.environment() | {"PREFECT_API_URL": url})
+    return deployments.strangers(place.root, place.environment() | {"PREFECT_API_URL": _standing(place)})
+
+
+def _standing(place: Workspace) -> str:
+    """Return the address of the user's Prefect server, or of the one that stands here, whoever started it.
+
+    Raises:
+        ServiceError: there is none.
+    """
+    if (url := os.environ.get("PREFECT_API_URL") or server.standing_url(place)) is None:
+        raise ServiceError("no Prefect server stands here; `make up` starts one, or set PREFECT_API_URL to yours")
+    return url
 
 
 def main() -> int:

@@ -332,7 +332,7 @@ def _write_artifacts(place: Workspace, settings: params.Params, failures: Mappin
                 description=f"Does {dataset} meet its expectations?",
             )
     if place.metrics.is_file():
-        champions = {v.name: v.label for v in versions.every(place) if versions.CHAMPION in v.aliases}
+        champions = {name: version.label for name, version in versions.champions(place).items()}
         table = console.results(files.read_json(place.metrics), champions)
         cells = [list(column.cells) for column in table.columns]
         heads = [

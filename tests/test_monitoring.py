@@ -351,6 +351,17 @@ def test_one_input_counts_once(tmp_path):
     assert [job.run_id for job in examined(bundle(), *made).jobs] == ["run 0"]
 
 
+def test_a_file_that_each_job_found_written_anew_is_read_once_for_its_digest(tmp_path, monkeypatch):
+    path, made = tmp_path / "rows.parquet", []
+    for seed in range(3):
+        customers(300, seed).to_parquet(path)
+        made.insert(0, receipt(path, bundle(), 300, minutes=-seed))
+    read, digest = [], sources.File.digest
+    monkeypatch.setattr(sources.File, "digest", lambda file: read.append(file.path) or digest(file))
+    assert [job.state for job in examined(bundle(), *made).jobs] == ["read", "changed", "changed"]
+    assert read == [path]
+
+
 def test_nobody_can_tell_without_a_reference():
     with pytest.raises(ValueError, match=r"does not know what its training rows looked like.*publish it again"):
         examined(replace(bundle(), reference=None))

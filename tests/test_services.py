@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from conftest import ONE_TABLE, ROOT, make_project
-from flows import backfill, deployments, lateness, process, services
+from flows import backfill, deployments, lateness, process, server, services
 from sevenfold.registry import versions
 from sevenfold.workspace import Workspace
 from tests import tiny, topology
@@ -56,6 +56,20 @@ def test_there_is_nothing_to_deploy_to_without_a_server(tmp_path, monkeypatch):
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
     with pytest.raises(services.ServiceError, match="no Prefect server stands here; `make up` starts one"):
         services.deploy(Workspace(tmp_path))
+
+
+def test_what_is_strange_is_looked_for_where_it_was_deployed_also_at_a_server_that_make_up_did_not_start(
+    tmp_path, monkeypatch
+):
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    monkeypatch.setattr(server, "standing_url", lambda place: "http://127.0.0.1:9/api")
+    asked = []
+    for name in ("put", "strangers"):
+        monkeypatch.setattr(deployments, name, lambda root, environment: asked.append(environment["PREFECT_API_URL"]))
+    place = Workspace(tmp_path)
+    services.deploy(place)
+    services._strangers(place)
+    assert asked == ["http://127.0.0.1:9/api"] * 2
 
 
 @pytest.mark.parametrize("lacking", ["PREFECT_SERVER_API_AUTH_STRING", "MLFLOW_AUTH_ADMIN_PASSWORD"])

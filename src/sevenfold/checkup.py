@@ -39,9 +39,9 @@ class Outcome:
 def champions(workspace: Workspace) -> list[str]:
     """Return the registered models that have a champion which sevenfold published, by name."""
     tracking.initialise(workspace)
-    found = [v for v in versions.every(workspace) if versions.CHAMPION in v.aliases]
+    found = versions.champions(workspace)
     # Of others who share the store nothing is known that rows could be compared with.
-    return sorted({v.name for v in found if v.digest and "code_digest" in v.tags})
+    return sorted(name for name, version in found.items() if version.digest and "code_digest" in version.tags)
 
 
 def look(

@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sevenfold import processors
 from sevenfold.params import Params
 from sevenfold.workspace import Workspace
 
@@ -141,10 +142,9 @@ def serving(workspace: Workspace, settings: Params) -> Iterator[tuple[Mapping[st
             f"RAY_ADDRESS is {os.environ['RAY_ADDRESS']}, the address of a proxy; expected HOST:PORT of the cluster itself; "
             "run on one of its machines"
         )
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     # Paths of Unix sockets are short: the workspace may lie too deep. Only its owner may ask in this folder.
     with (
-        clusters.connected(max(cores, settings.training.threads)),
+        clusters.connected(max(processors.count(), settings.training.threads)),
         tempfile.TemporaryDirectory(prefix=f"sevenfold-{os.getpid()}-", dir="/tmp") as room,
         _Counter(workspace, settings, Path(room) / "stages") as counter,
     ):

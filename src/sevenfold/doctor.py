@@ -1,6 +1,5 @@
 """What is in the way of a workspace: versions, databases, locks, disk, devices, permissions. It looks and mends nothing."""
 
-import os
 import re
 import shutil
 import sqlite3
@@ -16,7 +15,7 @@ from urllib.parse import quote, urlsplit
 
 import filelock
 
-from sevenfold import files
+from sevenfold import files, processors
 from sevenfold.workspace import Workspace, holder
 
 Status = Literal["ok", "warning", "error"]
@@ -248,12 +247,7 @@ def _devices() -> Finding:
         )
     if names:
         return Finding("devices", "ok", f"{len(names)} CUDA: {', '.join(names)}")
-    return Finding("devices", "ok", f"no CUDA, {_processors()} CPU cores")
-
-
-def _processors() -> int:
-    """The cores that this process may use, which in a container are fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return Finding("devices", "ok", f"no CUDA, {processors.count()} CPU cores")
 
 
 def _private_folders(workspace: Workspace) -> list[Finding]:

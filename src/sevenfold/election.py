@@ -283,7 +283,7 @@ def sample(workspace: Workspace) -> tuple[str, str, Path] | None:
     Returns None where no contest has a champion yet.
     """
     settings = params.load(workspace.params)
-    champions = {v.name for v in versions.every(workspace) if versions.CHAMPION in v.aliases}
+    champions = versions.champions(workspace)
     # Scores say more to a reader than codes do.
     for dataset, application in sorted(stages.contests(settings), key=lambda contest: contest[1] != "anomaly"):
         name, path = f"{dataset}-{application}", workspace.root / settings.datasets[dataset].path

@@ -37,11 +37,12 @@ def of_columns(bundle: Bundle, found: drift.Drift, x: np.ndarray, observed: np.n
     """Return the distributions of the farthest columns, in the user's own units."""
     assert bundle.reference is not None
     names = [m.name for m in found.columns]
+    summaries = {} if isinstance(bundle.schema, TableSchema) else drift.summaries(x)
     drawn = []
     for measure in found.ranked[:DRAWN]:
-        reference = bundle.reference.columns[names.index(measure.name)]
+        index = names.index(measure.name)
+        reference = bundle.reference.columns[index]
         if isinstance(bundle.schema, TableSchema):
-            index = names.index(measure.name)
             column = bundle.schema.columns[index]
             at = sum(c.width for c in bundle.schema.columns[:index])
             seen = slice(None) if observed is None else observed[:, at]
@@ -51,7 +52,7 @@ def of_columns(bundle: Bundle, found: drift.Drift, x: np.ndarray, observed: np.n
                 continue
             now, scale, mean = values[:, 0].astype(np.float64), column.scale, column.mean
         else:
-            now, scale, mean = drift.summaries(x)[measure.name].astype(np.float64), 1.0, 0.0
+            now, scale, mean = summaries[measure.name].astype(np.float64), 1.0, 0.0
         if len(now) and reference.quantiles is not None and reference.counts.any():
             levels = np.arange(drift.LEVELS)
             then = np.interp(np.linspace(0, drift.LEVELS - 1, 1001), levels, reference.quantiles.astype(np.float64))

@@ -9,7 +9,6 @@ import functools
 import hashlib
 import logging
 import math
-import os
 import shutil
 import threading
 import time
@@ -38,6 +37,7 @@ from sevenfold import (
     outputs,
     placement,
     places,
+    processors,
     sources,
 )
 from sevenfold.bundles import Bundle
@@ -433,7 +433,7 @@ def few_threads(workers: int | None) -> Iterator[int]:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        yield workers or len(os.sched_getaffinity(0))
+        yield workers or processors.count()
     finally:
         torch.set_num_threads(before)
 

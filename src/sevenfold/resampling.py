@@ -51,7 +51,7 @@ class Job:
     digest: str
     rows: int
     sampled: int
-    state: Literal["read", "gone", "changed", "training", "unreadable"]
+    state: State
     note: str = ""
     worst: tuple[str, float] | None = None
     by_gaps: bool = False
@@ -100,9 +100,10 @@ def resample(
     apart = {id(r): _apart(r, own) for r in latest.values()}
     total = sum(_total(r) for r in latest.values() if apart[id(r)] is None)
     told, kept = [], []
+    known: dict[str, str] = {}  # one file may have been the input of many jobs
     with tempfile.TemporaryDirectory(prefix="sevenfold-") as room:
         for receipt in latest.values():
-            part, state, note = _looked_at(bundle, receipt, apart[id(receipt)], most, total, Path(room))
+            part, state, note = _looked_at(bundle, receipt, apart[id(receipt)], most, total, Path(room), known)
             if part is not None:
                 kept.append(part)
             told.append(_job(receipt, digest, 0 if part is None else len(part.x) + part.refused, state, note))
@@ -193,15 +194,29 @@ def _apart(receipt: Receipt, own: Path | None) -> tuple[State, str] | None:
 
 
 def _looked_at(
-    bundle: Bundle, receipt: Receipt, apart: tuple[State, str] | None, most: int, total: int, room: Path
+    bundle: Bundle,
+    receipt: Receipt,
+    apart: tuple[State, str] | None,
+    most: int,
+    total: int,
+    room: Path,
+    known: dict[str, str],
 ) -> tuple[Sample | None, State, str]:
-    """Return rows of a job's input, or why there are none."""
+    """Return rows of a job's input, or why there are none.
+
+    Args:
+        known: digests of files, by where they lie; those that are read here are added.
+    """
     if apart is not None:
         return None, *apart
     wanted = max(1, most * _total(receipt) // max(total, most))
     try:
         source = _opened(receipt, room)
-        digest = source.digest_of({file.name: file.digest() for file in source.files})
+        where = {file.name: str(file.path) if file.place is None else file.place.url for file in source.files}
+        for file in source.files:
+            if where[file.name] not in known:
+                known[where[file.name]] = file.digest()
+        digest = source.digest_of({name: known[place] for name, place in where.items()})
         if digest != receipt.input_digest:
             return None, "changed", f"its SHA-256 was {receipt.input_digest[:12]} and is {digest[:12]}"
         return take(bundle, _spread(bundle, source, _total(receipt), wanted)), "read", ""

@@ -228,6 +228,11 @@ def _log_curves(client: "MlflowClient", run_id: str, curves: pd.DataFrame) -> No
         client.log_batch(run_id, metrics=points[start : start + runs.MOST_METRICS])
 
 
+def champions(workspace: Workspace) -> dict[str, Version]:
+    """Return the champion of each registered model that has one, by the model's name."""
+    return {version.name: version for version in every(workspace) if CHAMPION in version.aliases}
+
+
 def every(workspace: Workspace, name: str | None = None) -> list[Version]:
     """Return every version of a registered model, or of all of them, in order; none where there is no such model."""
     client = tracking.client(workspace)
