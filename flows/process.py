@@ -153,10 +153,13 @@ def call(
                 break
         else:
             # Trainers are in sessions of their own.
-            for one in [*below(process.pid), psutil.Process(process.pid)]:
+            all_of_it = [*below(process.pid), psutil.Process(process.pid)]
+            for one in all_of_it:
                 with suppress(psutil.NoSuchProcess):
                     one.kill()
             process.wait(5)
+            # The kernel ends them in its own time, until which they hold their memory, devices and locks.
+            psutil.wait_procs(all_of_it, timeout=5)
         raise
     finally:
         for pipe in (process.stdin, process.stdout):

@@ -61,7 +61,6 @@ def training(
         push: send results to DVC's default remote, if one is set, which has to be there then.
         engine: whether stages run on this machine, or on the Ray cluster of RAY_ADDRESS.
         wait: minutes to wait where another run works on the workspace. A run of a schedule does not wait, and is skipped.
-
         hours: in which a run has to end, waiting included; one that takes longer is ended, and ends as crashed. Null for as
             long as it takes.
 
@@ -249,7 +248,8 @@ def reproduce(
 
     def show(line: str) -> None:
         logger.info(line)
-        display.line(stage, line)
+        # DVC calls an error what is tried again.
+        display.line(stage, f"{stage}: waits for DVC's lock" if pipeline.tells_of_a_lock(line) else line)
 
     return reproduction.run(stage, device.environment, show, keep_open=locks)
 

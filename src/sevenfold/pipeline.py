@@ -515,9 +515,14 @@ def _signal(process: "subprocess.Popen[str]", number: signal.Signals) -> None:
         os.killpg(process.pid, number)  # the leader of its session has the group's number
 
 
+def tells_of_a_lock(text: str) -> bool:
+    """Say whether DVC's output, or a line of it, tells that another process of DVC's holds a lock."""
+    return "Unable to acquire lock" in text or "is busy, it is being blocked by" in text
+
+
 def _raise(what: str, output: str) -> None:
     """Raise what DVC's output says: a lock that is held, the stage's own error, or DVC's."""
-    if "Unable to acquire lock" in output or "is busy, it is being blocked by" in output:
+    if tells_of_a_lock(output):
         raise BusyError(f"{what}: another DVC process holds a lock; try again in a moment")
     lines = output.splitlines()
     own = [i for i, line in enumerate(lines) if line.startswith("error: ")]
