@@ -14,9 +14,9 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.runtime import task_run
 
-from flows import lateness, process, server
+from flows import lateness, process, retries, server
 from sevenfold import jobs, places, workspace
-from sevenfold.registry import receipts, tracking
+from sevenfold.registry import receipts
 from sevenfold.workspace import Workspace
 
 BETWEEN_LINES = 30.0
@@ -101,18 +101,10 @@ def _page(receipt: receipts.Receipt) -> str:
     return "\n".join(["| | |", "| --- | --- |", *lines])
 
 
-def _trouble_may_pass(task: Any, run: Any, state: Any) -> bool:
-    error = state.result(raise_on_failure=False)
-    return tracking.may_pass(error) or (error.__cause__ is not None and tracking.may_pass(error.__cause__))
-
-
 @task(
     cache_policy=NO_CACHE,
     task_run_name="{operation}",
-    retries=3,
-    retry_delay_seconds=[2, 10, 30],
-    # Rows that do not fit the model will not fit it in ten seconds.
-    retry_condition_fn=_trouble_may_pass,
+    **retries.AGAIN,
 )
 def work(
     operation: str, model: str, source: str, destination: Path | str, place: Workspace, settings: jobs.Settings

@@ -19,11 +19,11 @@ from prefect.client.schemas.objects import State
 from prefect.deployments import run_deployment
 from prefect.events import emit_event
 
-from flows import lateness, server
+from flows import lateness, retries, server
 from sevenfold import checkup, workspace
 from sevenfold.checkup import Outcome
 from sevenfold.monitoring import ROWS
-from sevenfold.registry import checks, tracking
+from sevenfold.registry import checks
 from sevenfold.retraining import Rule
 from sevenfold.workspace import Workspace
 
@@ -119,16 +119,10 @@ def monitoring(
     return verdicts
 
 
-def _trouble_may_pass(task: Any, run: Any, state: Any) -> bool:
-    return tracking.may_pass(state.result(raise_on_failure=False))
-
-
 @task(
     cache_policy=NO_CACHE,
     persist_result=False,
-    retries=3,
-    retry_delay_seconds=[2, 10, 30],
-    retry_condition_fn=_trouble_may_pass,
+    **retries.AGAIN,
 )
 def look(place: Workspace, name: str, days: float, rule: Rule, rows: int) -> Outcome:
     """Check one champion."""

@@ -17,12 +17,12 @@ from prefect.client.schemas.objects import State
 from prefect.futures import PrefectFuture
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from flows import apart, console, devices, lateness, process
+from flows import apart, console, devices, lateness, process, retries
 from flows.schedule import Schedule, wants_gpu
 from sevenfold import dispatch, election, files, params, pipeline, provenance, report, stages, workspace, worktrees
 from sevenfold.commands import project
 from sevenfold.pipeline import Reproduction, Stage
-from sevenfold.registry import runs, tracking, versions
+from sevenfold.registry import runs, versions
 from sevenfold.workspace import Workspace
 
 Engine = Literal["local", "ray"]
@@ -293,16 +293,7 @@ def _hold_contests(
     return failures
 
 
-def _trouble_may_pass(task: Any, run: Any, state: Any) -> bool:
-    return tracking.may_pass(state.result(raise_on_failure=False))
-
-
-@task(
-    cache_policy=NO_CACHE,
-    retries=3,
-    retry_delay_seconds=[2, 10, 30],
-    retry_condition_fn=_trouble_may_pass,
-)
+@task(cache_policy=NO_CACHE, **retries.AGAIN)
 def elect(name: str, place: Workspace, pipeline_run: str) -> election.Outcome:
     """Publish a contest's winner, and make it champion where the gate lets it."""
     outcome = election.hold(place, name, pipeline_run=pipeline_run)

@@ -118,7 +118,7 @@ class Life(RuleBasedStateMachine):
         assert index_folders.inspect(self.folder)["count"] == len(self.rows)
 
     def teardown(self):
-        assert index_folders.verify(self.folder) == []
+        assert index_folders.inspect(self.folder)["damage"] == []
         shutil.rmtree(self.folder)
 
 
@@ -552,7 +552,7 @@ def test_a_folder_is_not_built_over_another_nor_read_where_there_is_none(tmp_pat
     build(tmp_path / "index", Part(np.eye(2)))
     with pytest.raises(FileExistsError, match="is there already; expected a new name"):
         build(tmp_path / "index", Part(np.eye(2)))
-    for attempt in (Reader, index_folders.inspect, index_folders.compact, index_folders.verify):
+    for attempt in (Reader, index_folders.inspect, index_folders.compact):
         with pytest.raises(FileNotFoundError, match=r"holds no index\.json; expected an index folder"):
             attempt(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["index"]
@@ -566,7 +566,7 @@ def test_damage_is_named(tmp_path):
     for file in [*segment.iterdir(), folder / "removed" / "000002-000001.bits"]:
         content = file.read_bytes()
         file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-        assert any(f"{file.name} is damaged" in problem for problem in index_folders.verify(folder))
+        assert any(f"{file.name} is damaged" in problem for problem in index_folders.inspect(folder)["damage"])
         with pytest.raises(ValueError, match=f"is no sound index: .*{file.name} is damaged: its SHA-256"):
             index_folders.compact(folder)
         file.write_bytes(content[:-1])
@@ -577,7 +577,7 @@ def test_damage_is_named(tmp_path):
         with pytest.raises(ValueError, match=f"is no sound index: .*{file.name} is missing"):
             Reader(folder)
         file.write_bytes(content)
-    assert index_folders.verify(folder) == []
+    assert index_folders.inspect(folder)["damage"] == []
     told = json.loads((folder / "index.json").read_text())
     for change in ({"format": 99}, {"model": 3}, {"segments": [{}]}, {"dimensions": "many"}):
         (folder / "index.json").write_text(json.dumps(told | change))
@@ -753,12 +753,12 @@ def test_a_kill_at_any_step_leaves_the_old_generation_or_the_new(act, tmp_path, 
             with pytest.raises(FileExistsError) if folder.exists() else contextlib.nullcontext():
                 ACTS[act](folder)
             assert contents(folder) == new
-            assert index_folders.verify(folder) == []
+            assert index_folders.inspect(folder)["damage"] == []
             assert [path.name for path in folder.parent.iterdir()] == ["index"]
             continue
         found = contents(folder)
         assert found in (old, new)
-        assert index_folders.verify(folder) == []
+        assert index_folders.inspect(folder)["damage"] == []
         ends["new" if Reader(folder).manifest.generation > 3 else "old"] += 1
         if act != "compact" and found == old:
             ACTS[act](folder)  # as if it had never been tried

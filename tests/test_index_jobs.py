@@ -212,8 +212,14 @@ def test_images_are_found_by_images_and_shown_on_a_page(place, call):
     assert "http://" not in page
     assert "https://" not in page
     code, out, _ = call("inspect", "found")
-    assert out.splitlines()[1].split()[:2] == ["rows", "40"]
+    assert (code, out.splitlines()[1].split()[:2]) == (0, ["rows", "40"])
+    assert out.splitlines()[-1] == "every checksum is right"
     assert json.loads(call("inspect", "found", "--json")[1])["count"] == 40
+    (ids,) = Path("found").rglob("ids*")
+    ids.write_bytes(ids.read_bytes()[:-1] + b"?")
+    code, out, _ = call("inspect", "found")
+    assert code == 1
+    assert out.splitlines()[-2:] == ["damaged:", f"  {ids.parent.name}/{ids.name} is damaged: its SHA-256 is another"]
 
 
 def test_many_queries_go_to_a_file(place, call, monkeypatch):

@@ -378,7 +378,7 @@ def drifted():
 
 def past(hours, *, large=True, digest=DIGEST, newest=None, asked=None):
     when = NOW - timedelta(hours=hours)
-    return Past(when, digest, "tell", large, newest or f"job of {when}", 0.5, None, asked)
+    return Past(when, digest, "tell", large, newest or f"job of {when}", 0.5, asked)
 
 
 @pytest.mark.parametrize(

@@ -32,8 +32,7 @@ class Outcome:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON: what was found, what follows, and where more is."""
-        decided = {"verdict": self.decision.verdict, "reasons": list(self.decision.reasons)}
-        return self.check.to_json() | decided | {"page": str(self.page), "run_id": self.run_id}
+        return self.check.to_json() | self.decision.to_json() | {"page": str(self.page), "run_id": self.run_id}
 
 
 def champions(workspace: Workspace) -> list[str]:
@@ -98,6 +97,6 @@ def look(
             reasons=decision.reasons,
             metrics=check.metrics(),
             page=text,
-            told=check.to_json() | {"verdict": decision.verdict, "reasons": list(decision.reasons)},
+            told=check.to_json() | decision.to_json(),
         )
     return Outcome(version, check, decision, workspace.check(name), run_id)

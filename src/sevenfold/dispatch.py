@@ -9,7 +9,6 @@ So DVC's locks, cache and records have one machine, whatever the number of those
 When one of them dies, however that happens, the next one sees its socket or pipe closed, and ends too.
 """
 
-import hashlib
 import json
 import os
 import select
@@ -26,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sevenfold import processors
+from sevenfold import processors, provenance
 from sevenfold.params import Params
 from sevenfold.workspace import Workspace
 
@@ -151,20 +150,12 @@ def serving(workspace: Workspace, settings: Params) -> Iterator[tuple[Mapping[st
         yield {ADDRESS: str(counter.address)}, counter.capacity
 
 
-def code() -> str:
-    """Return a digest of this package's code. What runs elsewhere has to be what DVC takes the result to be of."""
-    folder, found = Path(__file__).parent, hashlib.sha256()
-    for path in sorted(folder.rglob("*.py")):
-        found.update(f"{path.relative_to(folder)}\0".encode() + path.read_bytes() + b"\0")
-    return found.hexdigest()
-
-
 class _Counter:
     """Where stages are asked for: a socket, with a thread for each that asks."""
 
     def __init__(self, workspace: Workspace, settings: Params, address: Path) -> None:
         self.address = address
-        self._workspace, self._settings, self._code = workspace, settings, code()
+        self._workspace, self._settings, self._code = workspace, settings, _code()
         machines, threads = _machines(), settings.training.threads
         # Once for all, so that a training does not turn to processors since a GPU was lost.
         self.capacity = Capacity(
@@ -340,6 +331,11 @@ def _said(error: BaseException) -> str:
     return text.splitlines()[-1] if text else type(error).__name__
 
 
+def _code() -> str:
+    """Return the digest of the code here. What runs elsewhere has to be what DVC takes the result to be of."""
+    return provenance.code_digest(Path(__file__).parent)
+
+
 class _Stage:
     """A stage that runs in a process of the cluster, which is asked for what it says."""
 
@@ -378,7 +374,7 @@ class _Stage:
             problems.append(
                 f"{here} has no workspace {self._place.root}; expected one on a disk that all machines of the cluster share"
             )
-        if code() != self._digest:
+        if _code() != self._digest:
             problems.append(f"{here} has other code of sevenfold; expected that of the run; install the same there")
         if problems:
             self._said += [{"line": f"error: {'; '.join(problems)}"}, {"code": 1}]

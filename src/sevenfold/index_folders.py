@@ -620,14 +620,14 @@ def search(
 # What there is to know.
 
 
-def verify(folder: Path) -> list[str]:
-    """Return what is wrong with the files of a folder, each read and compared with its digest; nothing where all is well."""
-    return _damage(folder, Manifest.read(folder))
-
-
 def inspect(folder: Path) -> dict[str, Any]:
-    """Return what the manifest says, and the bytes on the disk: of each kind of file, of what nobody needs any more, of all."""
+    """Return what the manifest says, the bytes on the disk, and the damage: what is wrong with files, each read and compared.
+
+    Bytes are those of each kind of file, of what nobody needs any more, and of all.
+    """
     manifest = Manifest.read(folder)
+    while (damage := _damage(folder, manifest)) and (now := Manifest.read(folder)).generation != manifest.generation:
+        manifest = now  # which has swept away what was looked for
     sizes: dict[str, int] = {}
     for piece in manifest.pieces:
         for name, (size, _) in piece.entry.files.items():
@@ -635,7 +635,7 @@ def inspect(folder: Path) -> dict[str, Any]:
     spare = [file for path in _unreferenced(folder, manifest) for file in [path, *path.rglob("*")] if file.is_file()]
     total = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     told = sizes | {"freed by compacting": sum(file.stat().st_size for file in spare), "total": total}
-    return manifest.to_json() | {"bytes": told}
+    return manifest.to_json() | {"bytes": told, "damage": damage}
 
 
 def describe(told: Mapping[str, Any]) -> str:
@@ -658,4 +658,8 @@ def describe(told: Mapping[str, Any]) -> str:
         )
     for event in told["generations"][-10:]:
         out.append(f"generation {event['generation']}: {event['what']} {event['rows']:,} rows, {event['when']}")
+    if told["damage"]:
+        out += ["damaged:", *(f"  {one}" for one in told["damage"])]
+    else:
+        out.append("every checksum is right")
     return "\n".join(out)

@@ -2,6 +2,7 @@
 
 import fnmatch
 import functools
+import hashlib
 import os
 import platform
 import shutil
@@ -113,6 +114,12 @@ def locked(lock: Path) -> dict[str, str]:
         for entry in s.get(e, ())
         if "md5" in entry
     }
+
+
+def code_digest(package: Path) -> str:
+    """Return the SHA-256 over names and contents of a package's sources, as hexadecimal text."""
+    sources = sorted((p.relative_to(package).as_posix(), files.digest(p)) for p in package.rglob("*.py"))
+    return hashlib.sha256("".join(f"{name}\0{value}\n" for name, value in sources).encode()).hexdigest()
 
 
 def has_commit(workspace: Workspace, commit: str) -> bool:

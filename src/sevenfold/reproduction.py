@@ -235,7 +235,7 @@ def _build(place: Workspace, candidate: str, say: Callable[[str], None]) -> None
     with pipeline.Reproduction(place) as building:
         for number, name in enumerate(order, 1):
             start = time.perf_counter()
-            building.run(name, {"PYTHONPATH": worktrees.code(place)}, lambda line: None, anew=True)
+            building.run(name, {"PYTHONPATH": worktrees.python_path(place)}, lambda line: None, anew=True)
             say(f"{number}/{len(order)} {name}: {time.perf_counter() - start:.1f} s")
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Literal
+from typing import Any, Literal
 
 from sevenfold import drift
 from sevenfold.monitoring import Check
@@ -44,6 +44,10 @@ class Decision:
 
     verdict: Verdict
     reasons: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON."""
+        return {"verdict": self.verdict, "reasons": list(self.reasons)}
 
 
 def decide(check: Check, past: Sequence[Past], rule: Rule, *, made: datetime) -> Decision:

@@ -163,14 +163,14 @@ def is_one(workspace: Workspace) -> bool:
     return any(Workspace(folder).worktrees / _RUN in workspace.root.parents for folder in workspace.root.parents)
 
 
-def code(place: Workspace) -> str:
+def python_path(place: Workspace) -> str:
     """Return the value of PYTHONPATH by which a process runs the code of the worktree `place`."""
     return os.pathsep.join(filter(None, [str(place.root / "src"), str(place.root), os.environ.get("PYTHONPATH", "")]))
 
 
 def environment(workspace: Workspace, place: Workspace) -> dict[str, str]:
     """Return the variables for processes in the worktree `place`: its own code, and the registry of the workspace."""
-    found = workspace.environment() | {"SEVENFOLD_WORKSPACE": str(place.root), "PYTHONPATH": code(place)}
+    found = workspace.environment() | {"SEVENFOLD_WORKSPACE": str(place.root), "PYTHONPATH": python_path(place)}
     if (artifacts := tracking.artifact_location(workspace)) is not None:
         found["SEVENFOLD_ARTIFACTS"] = artifacts
     # Of a flow run that is the caller's own.

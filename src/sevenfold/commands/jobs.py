@@ -59,7 +59,7 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
     target.add_argument("--psnr", metavar="DECIBELS", type=float, help="quality of each image, at least")
     lossless_help = "store an image as PNG or WebP without loss where that is smaller than the model's stream"
     compress.add_argument("--lossless-if-smaller", action="store_true", help=lossless_help)
-    inspect_help = "tell what .7f files or an index folder hold; ends with 1 where a .7f file is damaged"
+    inspect_help = "tell what .7f files or an index folder hold, and check them; ends with 1 where a file is damaged"
     inspect = add("inspect", _inspect, inspect_help, "sevenfold inspect scans.7f")
     inspect.add_argument("path", metavar="PATH", type=Path, help="a .7f file, a folder of them, or an index folder")
     inspect.add_argument("--json", action="store_true", help="for machines")
@@ -141,10 +141,11 @@ def _inspect(given: argparse.Namespace) -> int:
 
     if (given.path / index_folders.MANIFEST).is_file():
         told = index_folders.inspect(given.path)
-        print(files.dumps(told).rstrip() if given.json else index_folders.describe(told))
-        return 0
-    told = archives.inspect(given.path)
-    print(files.dumps(told).rstrip() if given.json else archives.told(told))
+        text = index_folders.describe(told)
+    else:
+        told = archives.inspect(given.path)
+        text = archives.told(told)
+    print(files.dumps(told).rstrip() if given.json else text)
     return int(bool(told["damage"]))
 
 

@@ -29,7 +29,6 @@ class Past:
     large: whether it found more than was tolerated of what training again may mend.
     newest: the newest job that it saw.
     worst: the largest PSI; None where there was nothing to compare.
-    flagged: the share of rows above the threshold; None where there is none.
     asked: when a retraining was asked for because of it; None where none was.
     """
 
@@ -39,7 +38,6 @@ class Past:
     large: bool
     newest: str
     worst: float | None = None
-    flagged: float | None = None
     asked: datetime | None = None
 
 
@@ -132,6 +130,5 @@ def _past(run: "Run") -> Past:
         told["large"] == "true",
         told["newest"],
         numbers.get("drift_worst"),
-        numbers.get("flagged_share"),
         datetime.fromisoformat(told["asked"]) if "asked" in told else None,
     )

@@ -1,7 +1,6 @@
 """What MLflow is told of a bundle so that it can serve it: code, requirements, signature, and an example of its input."""
 
 import functools
-import hashlib
 import importlib.metadata
 import shutil
 import sys
@@ -16,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 import sevenfold
-from sevenfold import files, operations, serving
+from sevenfold import operations, serving
 from sevenfold.bundles import Bundle
 from sevenfold.datasets.base import ImageSchema, Schema, TableSchema
 from sevenfold.workspace import Workspace
@@ -38,12 +37,6 @@ def clean_copies(folder: Path, workspace: Workspace) -> Iterator[tuple[Path, Pat
         shutil.copytree(package, code, ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copytree(folder, bundle)
         yield code, bundle
-
-
-def code_digest(package: Path) -> str:
-    """Return the SHA-256 over names and contents of a package's sources, as hexadecimal text."""
-    sources = sorted((p.relative_to(package).as_posix(), files.digest(p)) for p in package.rglob("*.py"))
-    return hashlib.sha256("".join(f"{name}\0{value}\n" for name, value in sources).encode()).hexdigest()
 
 
 def requirements(bundle: Bundle) -> list[str]:

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sevenfold import bundles, files, variables
+from sevenfold import bundles, files, provenance, variables
 from sevenfold.bundles import BundleError
-from sevenfold.registry import packaging, versions
+from sevenfold.registry import versions
 from sevenfold.registry.versions import Version
 from sevenfold.workspace import Workspace
 
@@ -75,7 +75,7 @@ def _file_problems(folder: Path, version: Version) -> list[str]:
                 problems.append(f"{name} is a pickle; expected text or tensors")
     package = folder / "code" / "sevenfold"
     expected = version.tags.get("code_digest")
-    if not problems and expected is not None and packaging.code_digest(package) != expected:
+    if not problems and expected is not None and provenance.code_digest(package) != expected:
         problems.append("its code was changed since it was published")
     runs, known = folder / "served_model.py", package / "served_model.py"
     if not problems and not (runs.is_file() and known.is_file() and runs.read_bytes() == known.read_bytes()):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from sevenfold import bundles, files, modules
+from sevenfold import bundles, files, modules, provenance
 from sevenfold.bundles import BundleError
 from sevenfold.registry import packaging, runs, tracking
 from sevenfold.workspace import Workspace
@@ -135,7 +135,7 @@ def publish(
                 mlflow.log_artifacts(str(kept), place)
             with packaging.clean_copies(folder, workspace) as (code, copy), warnings.catch_warnings():
                 warnings.simplefilter("ignore", DeprecationWarning)  # MLflow's use of pandas
-                every_tag["code_digest"] = packaging.code_digest(code)
+                every_tag["code_digest"] = provenance.code_digest(code)
                 made = mlflow.pyfunc.log_model(
                     name="model",
                     python_model=str(code / "served_model.py"),
