@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from sevenfold import drift, pictures
+from sevenfold import document, drift, pictures
 from sevenfold.histograms import Histogram
 from sevenfold.monitoring import Check
 from sevenfold.pictures import Picture
@@ -24,46 +24,23 @@ _WORDS = {"ok": "● no drift beyond chance", "tell": "▲ look at this", "retra
 
 # Colours keep a contrast of 4.5 to 1 or more on their background, in light and in dark.
 _STYLE = """
-:root {
-  color-scheme: light dark;
-  --page: #f6f7f9; --card: #ffffff; --ink: #1b1f24; --soft: #59636e; --line: #d9dee3; --link: #0b5cad;
-  --ok: #1a6b36; --tell: #8a4500; --retrain: #b3261e;
-}
-@media (prefers-color-scheme: dark) {
-  :root {
-    --page: #111418; --card: #1a1e24; --ink: #e8ebee; --soft: #a3adb8; --line: #343b44; --link: #8ec2ff;
-    --ok: #7fd99a; --tell: #f2b063; --retrain: #ff9a91;
-  }
-}
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--page); color: var(--ink); font: 16px/1.5 system-ui, sans-serif; overflow-wrap: anywhere; }
-main { max-width: 76rem; margin: 0 auto; padding: 2rem 1.25rem 4rem; }
-h1 { font-size: 1.75rem; line-height: 1.2; margin: 0 0 .5rem; }
+:root { --ok: #1a6b36; --tell: #8a4500; --retrain: #b3261e; }
+@media (prefers-color-scheme: dark) { :root { --ok: #7fd99a; --tell: #f2b063; --retrain: #ff9a91; } }
+main { max-width: 76rem; }
 h2 { font-size: 1.2rem; margin: 0 0 .5rem; }
 p { margin: .25rem 0; }
 .soft { color: var(--soft); }
 .mark { font-size: 1.15rem; font-weight: 600; }
 .ok { color: var(--ok); } .tell { color: var(--tell); } .retrain { color: var(--retrain); }
 section { background: var(--card); border: 1px solid var(--line); border-radius: .5rem; padding: 1rem 1.25rem; margin: 1.25rem 0; }
-.scroll { overflow-x: auto; max-width: 100%; }
-.scroll:focus-visible { outline: 3px solid var(--link); outline-offset: 2px; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; width: 100%; }
-th, td { padding: .4rem .5rem; text-align: left; border-bottom: 1px solid var(--line); vertical-align: top; overflow-wrap: normal; }
-thead th { color: var(--soft); font-size: .85rem; font-weight: 600; vertical-align: bottom; }
-th.n, td.n { text-align: right; white-space: nowrap; }
+table { width: 100%; }
 td.tight { white-space: nowrap; }
-td.wrap { min-width: 13rem; overflow-wrap: anywhere; }
-.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); gap: 0 1.5rem; }
-figure { margin: .5rem 0 1rem; min-width: 0; }
-figcaption { font-weight: 600; margin-bottom: .35rem; }
-figure img { display: block; width: 100%; max-width: 34rem; height: auto; background: #fff; border-radius: .35rem; }
+.figures { grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); }
+figure img { width: 100%; max-width: 34rem; }
 ul { margin: .5rem 0; padding-left: 1.25rem; }
 @media (max-width: 40rem) { main { padding: 1rem .6rem 3rem; } section { padding: .75rem .6rem; } }
-@media print { .scroll { overflow: visible; } section { break-inside: avoid; } }
+@media print { section { break-inside: avoid; } }
 """.strip()
-
-# Whatever a page of ours should hold by mistake, a browser loads nothing for it and runs nothing of it.
-_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
 def page(check: Check, decision: Decision, past: Sequence[Past]) -> str:
@@ -73,13 +50,7 @@ def page(check: Check, decision: Decision, past: Sequence[Past]) -> str:
         past: earlier checks, the newest first.
     """
     title = f"{check.model}: {check.when:%Y-%m-%d %H:%M} UTC"
-    head = (
-        "<meta charset='utf-8'>\n<meta name='viewport' content='width=device-width, initial-scale=1'>\n"
-        f"<meta http-equiv='Content-Security-Policy' content=\"{_POLICY}\">\n"
-        f"<link rel='icon' href='data:,'>\n<title>{escape(title)}</title>\n<style>\n{_STYLE}\n</style>"
-    )
     parts = [
-        "<main>",
         f"<header><h1>{escape(title)}</h1><p class='mark {decision.verdict}'>{_WORDS[decision.verdict]}</p>"
         f"<p class='soft'>{escape(check.sentence())}</p></header>",
         _findings(check, decision),
@@ -88,10 +59,8 @@ def page(check: Check, decision: Decision, past: Sequence[Past]) -> str:
         _time(check, past),
         _columns(check),
         _jobs(check),
-        "</main>",
     ]
-    body = "\n".join(filter(None, parts))
-    return f"<!doctype html>\n<html lang='en'>\n<head>\n{head}\n</head>\n<body>\n{body}\n</body>\n</html>\n"
+    return document.html(title, f"{document.TABLES}\n{document.FIGURES}\n{_STYLE}", parts)
 
 
 def _section(name: str, heading: str, content: str) -> str:

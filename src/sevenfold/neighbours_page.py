@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from sevenfold import document
 from sevenfold.index_folders import Found
 
 EDGE = 128
@@ -16,19 +17,9 @@ EDGE = 128
 
 # Colours keep a contrast of 4.5 to 1 or more on their background, in light and in dark.
 _STYLE = """
-:root {
-  color-scheme: light dark;
-  --page: #f6f7f9; --card: #ffffff; --ink: #1b1f24; --soft: #59636e; --line: #d9dee3; --link: #0b5cad; --asked: #e7f0fa;
-}
-@media (prefers-color-scheme: dark) {
-  :root {
-    --page: #111418; --card: #1a1e24; --ink: #e8ebee; --soft: #a3adb8; --line: #343b44; --link: #8ec2ff; --asked: #182636;
-  }
-}
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--page); color: var(--ink); font: 16px/1.5 system-ui, sans-serif; overflow-wrap: anywhere; }
-main { max-width: 90rem; margin: 0 auto; padding: 2rem 1.25rem 4rem; }
-h1 { font-size: 1.75rem; line-height: 1.2; margin: 0 0 .5rem; }
+:root { --asked: #e7f0fa; }
+@media (prefers-color-scheme: dark) { :root { --asked: #182636; } }
+main { max-width: 90rem; }
 h2 { font-size: 1.05rem; margin: 0 0 .75rem; }
 p { margin: .25rem 0; color: var(--soft); }
 section { background: var(--card); border: 1px solid var(--line); border-radius: .5rem; padding: 1rem 1.25rem; margin: 1.25rem 0; }
@@ -51,9 +42,6 @@ figcaption span { display: block; color: var(--soft); font-variant-numeric: tabu
 }
 @media print { li { break-inside: avoid; } }
 """.strip()
-
-# Whatever a page of ours should hold by mistake, a browser loads nothing for it and runs nothing of it.
-_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
 def page(
@@ -103,14 +91,8 @@ def page(
         lines.append(
             f"<section aria-labelledby='q{row}'><h2 id='q{row}'>{escape(name)}</h2><ol>{''.join(cells)}</ol>{nothing}</section>"
         )
-    head = (
-        "<meta charset='utf-8'>\n<meta name='viewport' content='width=device-width, initial-scale=1'>\n"
-        f"<meta http-equiv='Content-Security-Policy' content=\"{_POLICY}\">\n"
-        f"<link rel='icon' href='data:,'>\n<title>{escape(title)}</title>\n<style>\n{_STYLE}\n</style>"
-    )
     intro = "".join(f"<p>{escape(line)}</p>" for line in about)
-    body = "\n".join(["<main>", f"<header><h1>{escape(title)}</h1>{intro}</header>", *lines, "</main>"])
-    return f"<!doctype html>\n<html lang='en'>\n<head>\n{head}\n</head>\n<body>\n{body}\n</body>\n</html>\n"
+    return document.html(title, _STYLE, [f"<header><h1>{escape(title)}</h1>{intro}</header>", *lines])
 
 
 def picture(path: Path) -> np.ndarray | str:

@@ -8,7 +8,7 @@ from html import escape
 from typing import Any, Literal
 from urllib.parse import quote
 
-from sevenfold import gate, glossary
+from sevenfold import document, gate, glossary
 from sevenfold.evaluation import DRAWS, GROUP, Contest, Judgement, difference, label, number
 from sevenfold.pictures import Picture
 
@@ -23,28 +23,16 @@ EXAMPLES = 3
 
 # Colours keep a contrast of 4.5 to 1 or more on their background, in light and in dark.
 _STYLE = """
-:root {
-  color-scheme: light dark;
-  --page: #f6f7f9; --card: #ffffff; --ink: #1b1f24; --soft: #59636e; --line: #d9dee3; --link: #0b5cad;
-  --win: #1a6b36; --loss: #8a4500; --open: #4b5560; --none: #b3261e; --chosen: #eaf3ec;
-}
-@media (prefers-color-scheme: dark) {
-  :root {
-    --page: #111418; --card: #1a1e24; --ink: #e8ebee; --soft: #a3adb8; --line: #343b44; --link: #8ec2ff;
-    --win: #7fd99a; --loss: #f2b063; --open: #b6c0ca; --none: #ff9a91; --chosen: #1d2b22;
-  }
-}
-* { box-sizing: border-box; }
+:root { --win: #1a6b36; --loss: #8a4500; --open: #4b5560; --none: #b3261e; --chosen: #eaf3ec; }
+@media (prefers-color-scheme: dark) { :root { --win: #7fd99a; --loss: #f2b063; --open: #b6c0ca; --none: #ff9a91; --chosen: #1d2b22; } }
 html { scroll-padding-top: 1rem; }
-body { margin: 0; background: var(--page); color: var(--ink); font: 16px/1.5 system-ui, sans-serif; overflow-wrap: anywhere; }
-main { max-width: 76rem; margin: 0 auto; padding: 2rem 1.25rem 4rem; }
-h1 { font-size: 1.75rem; line-height: 1.2; margin: 0 0 .5rem; }
+main { max-width: 76rem; }
 h2 { font-size: 1.4rem; margin: 2.25rem 0 .75rem; padding-top: 1rem; border-top: 2px solid var(--line); }
 h3 { font-size: 1.15rem; margin: 0; }
 h4 { font-size: 1rem; margin: 1rem 0 .5rem; }
 p { margin: .5rem 0; }
 a { color: var(--link); }
-a:focus-visible, summary:focus-visible, .scroll:focus-visible { outline: 3px solid var(--link); outline-offset: 2px; }
+a:focus-visible, summary:focus-visible { outline: 3px solid var(--link); outline-offset: 2px; }
 nav ul, ul.overview { list-style: none; padding: 0; }
 nav ul { display: flex; flex-wrap: wrap; gap: .25rem 1.25rem; margin: .75rem 0; }
 nav a { display: inline-block; padding: .25rem 0; }
@@ -64,24 +52,19 @@ section.contest {
 section.contest.is-win { border-left-color: var(--win); } section.contest.is-loss { border-left-color: var(--loss); }
 section.contest.is-none { border-left-color: var(--none); }
 .head { display: flex; flex-wrap: wrap; gap: .25rem 1.25rem; align-items: baseline; } .head a { margin-left: auto; }
-.scroll { overflow-x: auto; max-width: 100%; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: .5rem 0; }
+table { margin: .5rem 0; }
 table.wide { width: 100%; }
-th, td { padding: .4rem .5rem; text-align: left; border-bottom: 1px solid var(--line); vertical-align: top; overflow-wrap: normal; }
-thead th { color: var(--soft); font-size: .85rem; font-weight: 600; vertical-align: bottom; }
 tbody th { font-weight: 600; position: sticky; left: 0; background: var(--card); }
-th.n, td.n { text-align: right; } td.n { white-space: nowrap; }
-td.wrap { min-width: 13rem; overflow-wrap: anywhere; } .text { display: block; font-weight: 400; font-size: .85rem; color: var(--soft); }
+.text { display: block; font-weight: 400; font-size: .85rem; color: var(--soft); }
 th.meaning { min-width: 13rem; }
 tr.chosen > * { background: var(--chosen); } tr.chosen td.n { font-weight: 600; }
 abbr { text-decoration: none; }
 svg.bar { width: 6.5rem; height: 1.56rem; display: block; }
 svg.bar .zero { stroke: var(--soft); stroke-width: .6; stroke-dasharray: 2 1.5; }
 svg.bar .span { stroke: currentColor; stroke-width: 2; } svg.bar .dot { fill: currentColor; }
-.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 28rem), 1fr)); gap: 0 1.5rem; }
-figure { margin: .5rem 0 1rem; min-width: 0; } figure.png { grid-column: 1 / -1; }
-figcaption { font-weight: 600; margin-bottom: .35rem; }
-figure img { display: block; height: auto; max-width: max(100%, 30rem); background: #fff; border-radius: .35rem; }
+.figures { grid-template-columns: repeat(auto-fit, minmax(min(100%, 28rem), 1fr)); }
+figure.png { grid-column: 1 / -1; }
+figure img { max-width: max(100%, 30rem); }
 details { border-top: 1px solid var(--line); margin: .5rem 0 0; }
 summary { cursor: pointer; font-weight: 600; padding: .6rem 0; }
 ul.notes { margin: .5rem 0; padding-left: 1.25rem; }
@@ -94,11 +77,8 @@ dt { font-weight: 600; margin-top: .5rem; } dd { margin: 0; }
   section.contest { padding: .75rem .6rem; border-left-width: .3rem; }
   tbody th { min-width: 9rem; overflow-wrap: anywhere; }
 }
-@media print { details::details-content { content-visibility: visible; } .scroll { overflow: visible; } }
+@media print { details::details-content { content-visibility: visible; } }
 """.strip()
-
-# Whatever a page of ours should hold by mistake, a browser loads nothing for it and runs nothing of it.
-_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
 @dataclass(frozen=True)
@@ -194,13 +174,7 @@ def page(chapters: Sequence[Chapter], verdicts: Mapping[str, Mapping[str, Any]])
         own = [c for c in chapters if c.contest.dataset == dataset]
         parts.append(_dataset(dataset, verdicts.get(dataset), own, folded=len(chapters) > SEVERAL))
     parts.append(_rebuilding())
-    head = (
-        "<meta charset='utf-8'>\n<meta name='viewport' content='width=device-width, initial-scale=1'>\n"
-        f"<meta http-equiv='Content-Security-Policy' content=\"{_POLICY}\">\n"
-        f"<link rel='icon' href='data:,'>\n<title>sevenfold report</title>\n<style>\n{_STYLE}\n</style>"
-    )
-    body = "\n".join(["<main>", *parts, "</main>"])
-    return f"<!doctype html>\n<html lang='en'>\n<head>\n{head}\n</head>\n<body>\n{body}\n</body>\n</html>\n"
+    return document.html("sevenfold report", f"{document.TABLES}\n{document.FIGURES}\n{_STYLE}", parts)
 
 
 def _anchor(*names: str) -> str:
