@@ -56,6 +56,30 @@ def expected(name, file):
     return told, pixels
 
 
+def test_images_come_back_in_their_order_however_their_rungs_part_them(tmp_path):
+    pixels = vectors.mosaics(24, 5, 32)
+    pixels[::5] = np.random.default_rng(0).integers(
+        0, 256, pixels[::5].shape
+    )  # which take more bytes than there may be
+    pixels[3::4] = 128  # which PNG holds in fewer bytes
+    given = rows([f"{i:02d}.png" for i in range(24)], pixels)
+    entries = archives.pack(bundle(), [given], tmp_path / "a.7f", rate=1.0, lossless_if_smaller=True)
+    assert len({entry.rung for entry in entries}) > 2
+    assert 0 in {entry.rung for entry in entries}
+    archives.join([tmp_path / "a.7f", tmp_path / "a.7f"], tmp_path / "twice.7f")
+    for file, wanted in (("a.7f", [given]), ("twice.7f", [given, given])):
+        parts = [*archives.Reader(bundle()).read(tmp_path / file)]
+        assert [name for part in parts for name in part.frame["path"]] == [
+            n for one in wanted for n in one.frame["path"]
+        ]
+        exact = [bool(one) for part in parts for one in part.frame["exact"]]
+        assert all(exact)
+    found = decoded(bundle(), tmp_path / "a.7f")
+    for i, entry in enumerate(entries):
+        if entry.rung == 0:
+            np.testing.assert_array_equal(found[f"{i:02d}.png"], pixels[i])
+
+
 def test_there_are_vectors_of_every_kind_of_model_and_payload():
     assert len(FILES) >= 9
     kinds = {c.kind for name, file in FILES for c in containers.read(FOLDERS[name] / file)}

@@ -1,5 +1,6 @@
 """Index folders by models: what goes in as rows or images is found by rows, images and vectors."""
 
+import datetime
 import json
 import shutil
 from pathlib import Path
@@ -131,7 +132,7 @@ def test_an_add_that_was_refused_is_done_when_it_comes_again_whatever_else_came_
     build(place)
     tiny.table(30, seed=9).frame.assign(customer=[f"new-{i}" for i in range(30)]).to_parquet("more.parquet")
     with (
-        index_folders._locked(Path("found/lock"), Path("found")),
+        index_folders.locked(Path("found/lock"), Path("found")),
         pytest.raises(RuntimeError, match="wait for it, and run this again"),
     ):
         index_jobs.add(place, Path("found"), "more.parquet")
@@ -155,6 +156,58 @@ def test_what_was_added_before_a_kill_is_not_added_again(place, monkeypatch):
             index_jobs.add(place, Path("found"), "more.parquet")
     assert index_jobs.add(place, Path("found"), "more.parquet").manifest.count == ROWS + 30
     assert list(Path().glob(".adding*")) == []
+
+
+def test_rows_that_were_removed_after_a_kill_are_added_when_they_come_again(place, monkeypatch):
+    build(place)
+    tiny.table(30, seed=9).frame.assign(customer=[f"new-{i}" for i in range(30)]).to_parquet("more.parquet")
+
+    def killed(output):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(jobs, "remove", killed)
+        with pytest.raises(KeyboardInterrupt):
+            index_jobs.add(place, Path("found"), "more.parquet")
+    index_folders.remove(Path("found"), [f"new-{i}" for i in range(30)])
+    assert index_jobs.add(place, Path("found"), "more.parquet").manifest.count == ROWS + 30
+
+
+def test_a_second_add_is_refused_at_its_start_and_the_first_one_adds_its_own_rows(place):
+    build(place)
+    for name, count in (("first", 30), ("second", 40)):
+        frame = tiny.table(count, seed=count).frame
+        frame.assign(customer=[f"{name}-{i}" for i in range(count)]).to_parquet(f"{name}.parquet")
+
+    def second(progress):
+        with pytest.raises(
+            RuntimeError, match=r"another process is writing to .*found; wait for it, and run this again"
+        ):
+            index_jobs.add(place, Path("found"), "second.parquet")
+
+    added = index_jobs.add(place, Path("found"), "first.parquet", on_progress=second)
+    assert (added.receipt.rows, added.manifest.count) == (30, ROWS + 30)
+    (answer,) = index_jobs.search(place, Path("found"), "first.parquet", k=5)
+    assert all(f"first-{i}" in ids for i, ids in enumerate(answer.found.ids))
+    assert list(Path().glob(".adding*")) == []
+
+
+def test_a_carried_column_whose_name_begins_as_a_vectors_stays_a_column(place):
+    frame = tiny.table(ROWS).frame.assign(vector_id=range(ROWS), vector_name=[f"n{i}" for i in range(ROWS)])
+    frame.to_parquet("rows.parquet", row_group_size=50)
+    build(place)
+    (answer,) = index_jobs.search(place, Path("found"), "rows.parquet", k=1)
+    assert list(answer.table) == ["query", "rank", "id", "distance", "kind", "vector_id", "vector_name"]
+    more = frame[:5].assign(customer=list("abcde"))
+    more.to_parquet("more.parquet")
+    assert index_jobs.add(place, Path("found"), "more.parquet").manifest.count == ROWS + 5
+
+
+def test_a_gap_among_ids_of_numbers_is_told_as_one(place):
+    frame = tiny.table(ROWS).frame.assign(account=pd.array([None, *range(1, ROWS)], dtype="Int64"))
+    frame.to_parquet("rows.parquet", row_group_size=50)
+    with pytest.raises(ValueError, match=r"1 ids are missing \(first: row 0\); expected one each; fill them"):
+        build(place, id="account")
 
 
 def test_another_model_is_refused(place):
@@ -268,6 +321,42 @@ def test_a_page_shows_queries_of_every_batch(place, call, monkeypatch):
     code, _, err = call("search", "found", "pictures", "-k", 2, "--html", "page.html", "--limit", 20)
     assert (code, err) == (0, "")
     assert Path("page.html").read_text().count("<img") == 20 + 20 * 2
+
+
+def test_a_page_shows_images_of_a_pattern_and_those_that_were_added_from_elsewhere(place, call):
+    shutil.move("pictures", "shop/pictures")
+    assert call("index", "images", "shop/*/*/*.png", "found")[0] == 0
+    more = Path("more/column_0/own.png")
+    more.parent.mkdir(parents=True)
+    shutil.copy(next(Path("shop").rglob("*.png")), more)
+    code, _, err = call("index", "add", "found", "more")
+    assert code == 0, err
+    assert call("search", "found", more, "-k", 8, "--html", "page.html")[0] == 0
+    page = Path("page.html").read_text()
+    assert page.count("<img") == 1 + 8
+    assert "own.png" in page
+
+
+def test_neighbours_that_lack_what_later_ones_have_go_to_a_file(place, monkeypatch):
+    when = pd.Series([None] * 60 + [datetime.date(2026, 1, 2)] * 60)
+    tiny.table(ROWS).frame.assign(when=when).to_parquet("rows.parquet", row_group_size=50)
+    build(place)
+    monkeypatch.setattr(index_jobs, "AT_A_TIME", 30)
+    answers = index_jobs.search(place, Path("found"), "rows.parquet", k=1)
+    assert index_jobs.written(answers, Path("neighbours.parquet")) == ROWS
+    made = pd.read_parquet("neighbours.parquet")
+    assert made["when"].isna().any()
+    assert set(made["when"].dropna()) == {datetime.date(2026, 1, 2)}
+
+
+def test_queries_with_another_separator_find_what_they_find_with_commas(place, call):
+    build(place)
+    frame = tiny.table(5).frame
+    frame.to_csv("plain.csv", index=False)
+    frame.to_csv("odd.csv", index=False, sep="~")
+    plain, odd = (call("search", "found", *q, "--json")[1] for q in (["plain.csv"], ["odd.csv", "--separator", "~"]))
+    assert json.loads(plain) == json.loads(odd)
+    assert len(json.loads(plain)) == 50
 
 
 @pytest.mark.parametrize(

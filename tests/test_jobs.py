@@ -1,5 +1,6 @@
 """A job takes rows and gives rows: in order, with their identifiers, whole or not at all, and with a receipt."""
 
+import decimal
 import json
 import os
 import signal
@@ -7,12 +8,15 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow
+import pyarrow.parquet
 import pytest
 
-from sevenfold import bundles, files, formats, index_folders, jobs, operations, sources
+from sevenfold import bundles, files, formats, index_folders, jobs, operations, outputs, sources
 from sevenfold.bundles import BundleError
 from sevenfold.datasets.base import DataError
 from sevenfold.jobs import JobError
@@ -398,6 +402,75 @@ def test_a_folder_into_which_somebody_put_a_file_is_not_replaced(tmp_path):
     assert (tmp_path / "out" / "part-00000.parquet").read_bytes() == first
 
 
+@pytest.mark.parametrize("older", [False, True], ids=["new", "older"])
+@pytest.mark.parametrize("begun", ["continue", "restart"])
+def test_what_comes_into_a_folder_while_its_job_is_under_way_is_not_replaced(tmp_path, older, begun):
+    source, out = put(tmp_path / "in.csv", tiny.table(40)), tmp_path / "out"
+    if older:
+        run(source, out, partition_rows=8)
+
+    def put_in(progress):
+        out.mkdir(exist_ok=True)
+        (out / "thesis.txt").write_text("mine")
+
+    def put_in_and_stop(progress):
+        if progress.rows > 33:  # some partitions are done
+            put_in(progress)
+            raise KeyboardInterrupt
+
+    for then, error in ((put_in_and_stop, KeyboardInterrupt), (put_in, FileExistsError)):
+        with pytest.raises(error):
+            run(source, out, partition_rows=16, workers=1, on_progress=then)
+        with pytest.raises(
+            FileExistsError, match=r"came there since the job began, .* newest are thesis\.txt.*move away"
+        ):
+            run(source, out, partition_rows=16, begun=begun)
+        assert (out / "thesis.txt").read_text() == "mine"
+        (out / "thesis.txt").unlink()
+    run(source, out, partition_rows=16, begun=begun)
+    assert sorted(outputs.names(out)) == ["part-00000.parquet", "part-00001.parquet", "part-00002.parquet"]
+
+
+def test_the_input_behind_a_link_is_still_the_input_and_an_output_there_still_none_of_it(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    put(tmp_path / "real/in.csv", tiny.table(20))
+    for _ in range(2):
+        assert run(tmp_path / "link", tmp_path / "real/out.csv").rows == 20
+    (tmp_path / "real/out.csv").unlink()
+    with pytest.raises(ValueError, match=r"the output .*in\.csv is one of the files of the input"):
+        run(tmp_path / "link", tmp_path / "real/in.csv")
+
+
+def test_an_output_without_a_name_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    put(tmp_path / "in.csv", tiny.table(9))
+    for name in (".", "/"):
+        with pytest.raises(ValueError, match=f"the output is '{name}'; expected the name of a new file or folder"):
+            run(tmp_path / "in.csv", Path(name))
+
+
+def test_decimals_come_back_as_decimals_with_gaps_filled_whatever_the_batches(tmp_path):
+    frame = tiny.table(60).frame.assign(total=[decimal.Decimal(f"{10**20 + i}.5") for i in range(60)])
+    kinds = {"income": pyarrow.decimal128(12, 2), "total": pyarrow.decimal128(30, 1)}
+    table = pyarrow.Table.from_pandas(frame.assign(income=frame["income"].round(2)), preserve_index=False)
+    for name, kind in kinds.items():
+        at = table.schema.get_field_index(name)
+        table = table.set_column(at, name, table[name].cast(kind))
+    pyarrow.parquet.write_table(table, tmp_path / "in.parquet")
+    made = []
+    for size in (1, 7, 60):
+        run(tmp_path / "in.parquet", tmp_path / "out.parquet", "impute", name="imputation", batch_size=size)
+        made.append((tmp_path / "out.parquet").read_bytes())
+    assert len(set(made)) == 1
+    found = pyarrow.parquet.read_table(tmp_path / "out.parquet")
+    assert {name: found.schema.field(name).type for name in kinds} == kinds
+    assert found["total"].equals(table["total"])
+    known = table["income"].is_valid()
+    assert found["income"].filter(known).equals(table["income"].filter(known))
+    assert found["income"].null_count == 0
+
+
 @pytest.mark.parametrize(
     ("output", "error", "message"),
     [
@@ -469,7 +542,7 @@ def test_cells_are_told_apart_by_whatever_the_user_says_or_the_header_shows(tmp_
     rows.to_csv(tmp_path / "other.csv", index=False, sep=written)
     run(tmp_path / "plain.csv", tmp_path / "plain-out.csv")
     if given is not None:
-        with pytest.raises(DataError, match=r"its header has one column; .* by `--separator`"):
+        with pytest.raises(DataError, match=r"its header has 1 column, with .* between them; .* by `--separator`"):
             run(tmp_path / "other.csv", tmp_path / "other-out.csv")
     receipt = run(tmp_path / "other.csv", tmp_path / "other-out.csv", separator=given)
     made, parted = (tmp_path / "other-out.csv").read_text(), "," if written == " " else written

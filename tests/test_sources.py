@@ -3,6 +3,7 @@
 import csv
 import gzip
 import itertools
+import os
 from pathlib import Path
 
 import numpy as np
@@ -112,6 +113,116 @@ def test_partitions_together_are_the_file(tmp_path, name, rows, size):
     assert [*head.frame.columns] == [*parts[0].frame.columns]
     if parts[0].images is not None:
         assert (head.images.shape[1:], head.images.dtype) == (parts[0].images.shape[1:], parts[0].images.dtype)
+
+
+def test_a_file_without_rows_adds_nothing_and_only_such_files_are_no_input(tmp_path):
+    whole = tiny.table(20).frame
+    for name, rows in (("a", whole[:12]), ("b", whole[:0]), ("c", whole[12:]), ("d", whole[:0])):
+        rows.to_csv(tmp_path / f"{name}.csv", index=False)
+    same(rows_of(sources.open_source(tmp_path), 5), [tmp_path / "a.csv", tmp_path / "c.csv"])
+    for name, message in (("b.csv", r"b\.csv has no rows"), ("[bd].csv", rf"{tmp_path} has no rows")):
+        with pytest.raises(FormatError, match=message):
+            rows_of(sources.open_source(tmp_path / name), 5)
+
+
+def test_columns_that_hold_the_same_are_the_same_however_they_are_stored(tmp_path):
+    frame = tiny.table(40).frame[["customer", "age"]]
+    notes = {
+        "a": pd.Series(frame["customer"].array, dtype="category"),
+        "b": frame["customer"],
+        "c": pd.Series([None] * 40, dtype=object),
+    }
+    for name, note in notes.items():
+        frame.assign(note=note).to_parquet(tmp_path / f"{name}.parquet")
+    for first, other in itertools.permutations("abc", 2):
+        names = [tmp_path / f"{first}.parquet", tmp_path / f"{other}.parquet"]
+        (tmp_path / first / other).mkdir(parents=True)
+        for number, name in enumerate(names):
+            (tmp_path / first / other / f"{number}.parquet").write_bytes(name.read_bytes())
+        source = sources.open_source(tmp_path / first / other)
+        assert "null" not in str(source.fields.field("note").type)
+        assert source.total == 80
+    frame.assign(note=1).to_parquet(tmp_path / "a/b/2.parquet")
+    frame.assign(more=None).to_parquet(tmp_path / "a/b/3.parquet")
+    with pytest.raises(
+        DataError, match=r"2\.parquet .*'note' is int64, not string; 3\.parquet .*'note' is missing, 'more' is new"
+    ):
+        sources.open_source(tmp_path / "a/b")
+
+
+def test_an_index_with_a_name_is_a_column_whether_or_not_the_file_holds_its_values(tmp_path):
+    frame = tiny.table(30).frame
+    frame.rename_axis(index="id").to_parquet(tmp_path / "range.parquet")
+    frame.set_index(np.arange(30) * 3 + 7).rename_axis(index="id").to_parquet(tmp_path / "steps.parquet")
+    frame.set_index(np.arange(30) ** 2).rename_axis(index="id").to_parquet(tmp_path / "held.parquet")
+    frame.set_index([pd.Index(range(30), name="id"), pd.Index(range(30))]).to_parquet(tmp_path / "half.parquet")
+    frame.set_index([pd.Index(np.arange(30) ** 2, name="id"), frame["city"]]).rename_axis(["id", None]).to_parquet(
+        tmp_path / "both.parquet"
+    )
+    ids = {"range": range(30), "steps": range(7, 97, 3), "half": range(30)}
+    for name in ("range", "steps", "held", "half", "both"):
+        path = tmp_path / f"{name}.parquet"
+        found = formats.read(path).frame
+        assert [*found] == ["id", *frame]
+        assert found["id"].tolist() == [*ids.get(name, np.arange(30) ** 2)]
+        for rows, size in ((7, 7), (7, 30), (30, 7), (30, 30)):
+            same(rows_of(sources.open_source(path), rows, size), [path])
+        (some,) = rows_of(sources.open_source(path), 30, 30, ("id", "age"))
+        assert sorted(some.frame) == ["age", "id"]
+        ((_, head),) = sources.open_source(path).heads()
+        assert sorted(head.frame) == sorted(found)
+    # Files of one table that were joined by something else: what the index says holds for none of them.
+    with pyarrow.parquet.ParquetWriter(
+        tmp_path / "joined.parquet", pyarrow.parquet.read_schema(tmp_path / "range.parquet")
+    ) as out:
+        for _ in range(2):
+            out.write_table(pyarrow.parquet.read_table(tmp_path / "range.parquet"))
+    assert [*formats.read(tmp_path / "joined.parquet").frame] == [*frame]
+
+
+def test_what_does_not_belong_to_the_input_is_known_behind_links_too(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    for name in ("in", "out"):
+        tiny.table(20).frame.to_csv(tmp_path / "real" / f"{name}.csv", index=False)
+    for folder, output in itertools.product(("real", "link"), repeat=2):
+        found = sources.open_source(tmp_path / folder, besides=[tmp_path / output / "out.csv"])
+        assert [file.name for file in found.files] == ["in.csv"]
+        assert found.locations() == {str(tmp_path / "real/in.csv")}
+
+
+def test_files_behind_links_to_folders_belong_to_a_folder_each_once(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "folder/sub").mkdir(parents=True)
+    tiny.table(20).frame.to_csv(tmp_path / "elsewhere/a.csv", index=False)
+    tiny.table(20).frame.to_csv(tmp_path / "folder/sub/b.csv", index=False)
+    (tmp_path / "folder/link").symlink_to("../elsewhere")
+    (tmp_path / "folder/sub/up").symlink_to("..")
+    (tmp_path / "folder/gone.csv").symlink_to("nowhere.csv")
+    found = sources.open_source(tmp_path / "folder")
+    assert [file.name for file in found.files] == ["link/a.csv", "sub/b.csv"]
+
+
+def test_a_name_that_is_no_text_is_refused(tmp_path):
+    Path(os.fsdecode(bytes(tmp_path) + b"/caf\xe9.csv")).write_text("a\n1\n")
+    with pytest.raises(FormatError, match=r"names are no UTF-8, such as '.*caf\\udce9\.csv'; expected .*; rename it"):
+        sources.open_source(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("header", "separator"),
+    [
+        ("customer (no, old);city;age", ";"),
+        ("\n  \ncity;age", ";"),
+        ('"a;b;c;d",city', ","),
+        ("a\tb, c\td", "\t"),
+        ("city|age", "|"),
+        ("city", ","),
+    ],
+)
+def test_the_separator_is_what_makes_the_most_of_the_header(tmp_path, header, separator):
+    (tmp_path / "rows.csv").write_text(f"{header}\n")
+    assert formats.separator_of(tmp_path / "rows.csv", None) == separator
 
 
 @pytest.mark.parametrize("name", ["many small groups.parquet", "uneven groups.parquet", "rows.csv", "images.npy"])

@@ -42,6 +42,9 @@ SHOWN = 20
 _FRAME = len(containers.MAGIC) + 1 + containers.DIGEST + 4 + 2 + 1 + 4
 """Bytes of a container of one image beside its chunk: header and end."""
 
+_PARTED = 8
+"""What is added to the number of axes in notes that tell of a group, too."""
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -91,11 +94,24 @@ class Unpacked:
 
 
 @dataclass(frozen=True)
+class _Group:
+    """Where images of a chunk stand among those that came together and were parted, those of a rung in a chunk.
+
+    size: images of the group. before: those of them in chunks before this one. places: of the images of this one, from 0.
+    """
+
+    size: int
+    before: int
+    places: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class _Notes:
     dtype: np.dtype[Any]
     axes: int
     names: list[str]
     digests: list[bytes]
+    group: "_Group | None" = None
 
 
 @dataclass(frozen=True)
@@ -214,26 +230,41 @@ class Reader:
         self._model = _precise(bundle.model)
 
     def read(self, source: Path) -> Iterator[formats.Rows | Damage]:
-        """Give the images of a container chunk by chunk, in their own types and ranges, and what is lost in its place.
+        """Give the images of a container in the order in which they came, in their own types and ranges, and what is lost.
 
-        Each part has `path`, their names, and `exact`: whether the pixels are to the last bit those that the encoder saw.
-        Images without a name, of a container that `Compression.write` made, are named by their numbers.
+        Images that were parted, those of a rung in a chunk, come back together. Each part has `path`, their names, and
+        `exact`: whether the pixels are to the last bit those that the encoder saw. Images without a name, of a container
+        that `Compression.write` made, are named by their numbers.
 
         Raises:
             FileNotFoundError, ContainerError: there is no such file, or it is no container that this model wrote.
         """
+        held: list[tuple[formats.Rows, _Group]] = []
+        first = -1  # the number of the first image of the group that is held
         for one in containers.read(source, self._digest):
             if isinstance(one, Damage):
                 yield one
                 continue
             try:
-                yield self._decoded(one)
+                notes = _notes(one)
+                part = self._decoded(one, notes)
             except (entropy.DamagedStreamError, ContainerError) as error:
                 yield Damage(one.first, one.first + one.count - 1, str(error))
+                continue
+            begins = one.first if notes.group is None else one.first - notes.group.before
+            if held and begins != first:
+                yield _sorted(held)
+                held = []
+            if notes.group is None:
+                yield part
+                continue
+            held.append((part, notes.group))
+            first = begins
+        if held:
+            yield _sorted(held)
 
-    def _decoded(self, chunk: Chunk) -> formats.Rows:
+    def _decoded(self, chunk: Chunk, notes: _Notes) -> formats.Rows:
         """Return the images of a chunk with `path` and `exact`."""
-        notes = _notes(chunk)
         channels, height, width = chunk.shape
         shape = (height, width) if notes.axes == 2 and channels == 1 else (height, width, channels)
         if chunk.kind == "file":
@@ -249,6 +280,12 @@ class Reader:
             raise ContainerError("its pixels are not those that were stored; take it from its source again")
         names = notes.names if chunk.notes else [images.fitting(name, found[0]) for name in notes.names]
         return formats.Rows(pd.DataFrame({"path": names, "exact": exact}), found)
+
+
+def _sorted(parts: Sequence[tuple[formats.Rows, _Group]]) -> formats.Rows:
+    """Return the images of a group in the order in which they came."""
+    places = np.concatenate([group.places for _, group in parts])
+    return formats.joined([rows for rows, _ in parts]).take(np.argsort(places, kind="stable"))
 
 
 class _Same:
@@ -491,15 +528,23 @@ class _Packer:
         rungs, reached = self._chosen(x, names, pixels)
         lossless = [_lossless(one) for one in pixels]
         entries: dict[int, Entry] = {}
+
+        def group(rows: np.ndarray) -> _Group | None:
+            parted = len(rows) < len(names)
+            return _Group(len(names), len(entries), tuple(rows.tolist())) if parted else None
+
         for rung in np.unique(rungs):
             rows = np.flatnonzero(rungs == rung)
-            chunk, psnr, sizes = self._made(x[rows], [names[i] for i in rows], pixels[rows], int(rung))
+            chunk, psnr, sizes = self._made(x[rows], [names[i] for i in rows], pixels[rows], int(rung), group(rows))
             stored = np.array(
-                [self._is_smaller(s, lossless[i], names[i], pixels[i]) for i, s in zip(rows, sizes, strict=True)]
+                [
+                    self._is_smaller(s, lossless[i], names[i], pixels[i], group(rows[k : k + 1]))
+                    for k, (i, s) in enumerate(zip(rows, sizes, strict=True))
+                ]
             )
             if stored.any() and not stored.all():  # what is stored otherwise leaves the chunk
                 kept = rows[~stored]
-                chunk, psnr, sizes = self._made(x[kept], [names[i] for i in kept], pixels[kept], int(rung))
+                chunk, psnr, sizes = self._made(x[kept], [names[i] for i in kept], pixels[kept], int(rung), group(kept))
             if not stored.all():
                 kept = rows[~stored]
                 writer.add(chunk.payload, chunk.count, chunk.shape, chunk.rung, chunk.kind, chunk.notes)
@@ -508,7 +553,7 @@ class _Packer:
                         names[i], pixels[i], int(rung), size, decibel, lossless[i], bool(reached[i])
                     )
             for i in rows[stored]:
-                one = self._file(lossless[i], names[i], pixels[i])
+                one = self._file(lossless[i], names[i], pixels[i], group(np.array([i])))
                 added = writer.add(one.payload, 1, one.shape, 0, one.kind, one.notes)
                 entries[i] = self._entry(
                     names[i], pixels[i], 0, added.size + self._frame, decibels(0.0), lossless[i],
@@ -551,14 +596,17 @@ class _Packer:
             # A stream has a checksum and is made of words; what follows after the point is of sums in another order.
             sizes = np.ceil(payload.bits * 1.0001 / 8) + math.ceil(entropy.OVERHEAD / 8) + 4
         digests = [bytes(DIGEST)]
+        group = (
+            None if len(x) == 1 else _Group(len(x), len(x), (len(x),))
+        )  # which may be told of each, in as many bytes
         frames = [
-            Chunk(1 << 47, 1, _shape(one), rung, b"", payload.kind, _written(one, [name], digests)).size + 4
+            Chunk(1 << 47, 1, _shape(one), rung, b"", payload.kind, _written(one, [name], digests, group)).size + 4
             for one, name in zip(pixels, names, strict=True)
         ]
         return np.asarray(sizes + frames + self._frame)
 
     def _made(
-        self, x: np.ndarray, names: list[str], pixels: np.ndarray, rung: int
+        self, x: np.ndarray, names: list[str], pixels: np.ndarray, rung: int, group: _Group | None = None
     ) -> tuple[Chunk, np.ndarray, np.ndarray]:
         """Return a chunk of images, the PSNR and the bytes of each when it is decoded, (n,)."""
         payload = self._application.payload(self._model, x, rung)
@@ -568,21 +616,23 @@ class _Packer:
         output = output.reshape(pixels.shape)
         low, high = self._schema.range_of(pixels.dtype)
         psnr = np.array([decibels(_error(a, b) / (high - low) ** 2) for a, b in zip(output, pixels, strict=True)])
-        notes = _written(output[0], names, [digest(one) for one in output])
+        notes = _written(output[0], names, [digest(one) for one in output], group)
         chunk = Chunk(0, len(x), bare.shape, rung, payload.content, payload.kind, notes)
         own = np.array([len(name.encode()) for name in names])
         shares = payload.bits / payload.bits.sum() if payload.bits.sum() > 0 else np.full(len(x), 1 / len(x))
         return chunk, psnr, own + (chunk.size - own.sum()) * shares + self._frame
 
-    def _file(self, content: bytes | None, name: str, pixels: np.ndarray) -> Chunk:
+    def _file(self, content: bytes | None, name: str, pixels: np.ndarray, group: _Group | None) -> Chunk:
         assert content is not None
-        return Chunk(0, 1, _shape(pixels), 0, content, "file", _written(pixels, [name], [digest(pixels)]))
+        return Chunk(0, 1, _shape(pixels), 0, content, "file", _written(pixels, [name], [digest(pixels)], group))
 
-    def _is_smaller(self, size: float, content: bytes | None, name: str, pixels: np.ndarray) -> bool:
+    def _is_smaller(
+        self, size: float, content: bytes | None, name: str, pixels: np.ndarray, group: _Group | None
+    ) -> bool:
         """Return whether to store an image without loss."""
         if not self._lossless_if_smaller or content is None:
             return False
-        return self._file(content, name, pixels).size + self._frame < size
+        return self._file(content, name, pixels, group).size + self._frame < size
 
 
 def _parts_of(bundle: Bundle) -> tuple[Compression, ImageSchema]:
@@ -616,10 +666,11 @@ def _stored(content: bytes, shape: tuple[int, ...]) -> np.ndarray:
     return grey.reshape(shape)
 
 
-def _written(like: np.ndarray, names: Sequence[str], digests: Sequence[bytes]) -> bytes:
+def _written(like: np.ndarray, names: Sequence[str], digests: Sequence[bytes], group: _Group | None = None) -> bytes:
     """Return the notes of images as `like`, (height, width) or (height, width, channels)."""
     kind = like.dtype.name.encode()
-    head = containers.varint(len(kind)) + kind + containers.varint(like.ndim)
+    numbers = [like.ndim] if group is None else [like.ndim + _PARTED, group.size, group.before, *group.places]
+    head = containers.varint(len(kind)) + kind + b"".join(map(containers.varint, numbers))
     texts = [name.encode() for name in names]
     return head + b"".join(
         containers.varint(len(text)) + text + digest for text, digest in zip(texts, digests, strict=True)
@@ -639,6 +690,16 @@ def _notes(chunk: Chunk) -> _Notes:
         length, at = containers.number(chunk.notes, 0)
         kind, at = np.dtype(chunk.notes[at : at + length].decode("ascii")), at + length
         axes, at = containers.number(chunk.notes, at)
+        group = None
+        if axes > _PARTED:
+            axes -= _PARTED
+            numbers = []
+            for _ in range(2 + chunk.count):
+                value, at = containers.number(chunk.notes, at)
+                numbers.append(value)
+            group = _Group(numbers[0], numbers[1], tuple(numbers[2:]))
+            if max(group.before, *group.places) >= group.size:
+                raise ValueError(f"they tell of images beyond the {group.size} of their group")
         names, digests = [], []
         while at < len(chunk.notes):
             length, at = containers.number(chunk.notes, at)
@@ -651,7 +712,7 @@ def _notes(chunk: Chunk) -> _Notes:
         raise ContainerError(
             f"its notes are not as this program writes them ({error}); take it from its source again"
         ) from None
-    return _Notes(kind, axes, names, digests)
+    return _Notes(kind, axes, names, digests, group)
 
 
 def _checked_name(name: str) -> str:

@@ -5,6 +5,7 @@ Data sets and batch jobs read through the same functions, so that what was measu
 
 import csv
 import gzip
+import json
 import math
 import os
 import struct
@@ -27,12 +28,17 @@ if TYPE_CHECKING:
 # What the attributes of a frame tell of its origin; they go wherever rows or columns of it go.
 _TEXT, _GAPS = "cells are text", "words for gaps"
 _WHITE_SPACE = r"\s+"
+_SEPARATORS = ",;\t|"
 _LONGEST_END = 1 << 20
 """Bytes of a CSV file in which its last line has to begin to be looked at."""
 
 
 class FormatError(ValueError):
     """A file is not what its name says, or nothing here can read it."""
+
+
+class NoRowsError(FormatError):
+    """A file is sound and holds nothing."""
 
 
 @dataclass(frozen=True)
@@ -151,8 +157,8 @@ def explained(path: Path) -> Iterator[None]:
         ) from error
 
 
-def no_rows(path: Path) -> FormatError:
-    return FormatError(f"{path} has no rows; expected at least one")
+def no_rows(path: Path) -> NoRowsError:
+    return NoRowsError(f"{path} has no rows; expected at least one")
 
 
 def _some(path: Path, rows: Rows) -> Rows:
@@ -194,11 +200,10 @@ def _separator(path: Path, options: Mapping[str, Any]) -> str:
             )
         return str(separator)
     with _text(path) as handle:
-        header = handle.readline()
-    try:
-        return csv.Sniffer().sniff(header, delimiters=",;\t|").delimiter
-    except csv.Error:
-        return ","  # a single column has no separator
+        header = next((line for line in handle if line.strip()), "")
+    # What makes the most cells of it: one that stands within names, too, stands between them more often.
+    counts = {one: len(next(csv.reader([header], delimiter=one), [])) for one in _SEPARATORS}
+    return max(counts, key=counts.__getitem__)  # of a single column the first, a comma
 
 
 def _text(path: Path) -> Any:
@@ -376,7 +381,8 @@ def _read_parquet(path: Path, options: Mapping[str, Any]) -> Rows:
 
     with pyarrow.parquet.ParquetFile(path) as source:
         table = source.read()
-        return Rows(_framed(table, _with_gaps(source.schema_arrow, [table])))
+        with_gaps = _with_gaps(source.schema_arrow, [table])
+        return Rows(_framed(_with_ranges(table, _ranges(source.metadata), 0), with_gaps))
 
 
 def _batch_parquet(path: Path, size: int, options: Mapping[str, Any]) -> Iterator[Rows]:
@@ -385,15 +391,18 @@ def _batch_parquet(path: Path, size: int, options: Mapping[str, Any]) -> Iterato
     with pyarrow.parquet.ParquetFile(path) as source:
         names = _exact_kinds(source.schema_arrow)
         with_gaps = _with_gaps(source.schema_arrow, source.iter_batches(columns=names) if names else ())
+        ranges, first = _ranges(source.metadata), 0
         for part in source.iter_batches(batch_size=size):
-            yield Rows(_framed(part, with_gaps))
+            yield Rows(_framed(_with_ranges(part, ranges, first), with_gaps))
+            first += len(part)
 
 
 def parquet_schema(path: Path | IO[bytes]) -> "pyarrow.Schema":
     """Return names and types of the columns of a Parquet file, as Arrow has them; an index without a name is none."""
     import pyarrow.parquet
 
-    schema = pyarrow.parquet.read_schema(path)
+    about = pyarrow.parquet.read_metadata(path)
+    schema = _with_ranges(about.schema.to_arrow_schema().empty_table(), _ranges(about), 0).schema
     for name in [n for n in schema.names if n.startswith("__index_level_")]:
         schema = schema.remove(schema.get_field_index(name))
     return schema
@@ -433,11 +442,13 @@ def parquet_rows(path: Path, first: int, rows: int, size: int, columns: Sequence
         groups = [i for i in range(source.num_row_groups) if starts[i] < last and starts[i + 1] > first]
         at = starts[groups[0]] if groups else 0
         exact = _exact_kinds(source.schema_arrow)
-        for part in source.iter_batches(batch_size=size, row_groups=groups, columns=columns, use_threads=False):
+        ranges = {n: span for n, span in _ranges(source.metadata).items() if columns is None or n in columns}
+        held = None if columns is None else [name for name in columns if name not in ranges]
+        for part in source.iter_batches(batch_size=size, row_groups=groups, columns=held, use_threads=False):
             begin, end = max(first - at, 0), min(last - at, len(part))
             at += len(part)
             if begin < end:
-                part = part.slice(begin, end - begin)
+                part = _with_ranges(part.slice(begin, end - begin), ranges, at - len(part) + begin)
                 with_gaps = [n for n in exact if n in part.schema.names and part.column(n).null_count]
                 yield Rows(_framed(part, with_gaps, exact=True))
             if at >= last:
@@ -527,12 +538,43 @@ def _framed(table: Any, with_gaps: Sequence[str], *, exact: bool = False) -> pd.
         else:
             nullable = {"i": "Int", "u": "UInt"}[kind.to_pandas_dtype()().dtype.kind] + str(kind.bit_width)
             frame[name] = table.column(name).to_pandas(types_mapper={kind: pd.api.types.pandas_dtype(nullable)}.get)
-    if any(name is not None for name in frame.index.names):
-        frame = frame.reset_index()
+    if named := [level for level, name in enumerate(frame.index.names) if name is not None]:
+        frame = frame.reset_index(level=named)
     if not frame.index.equals(pd.RangeIndex(len(frame))):
         frame = frame.reset_index(drop=True)
     # Either would copy all values.
     return frame if all(isinstance(name, str) for name in frame.columns) else frame.rename(columns=str)
+
+
+def _ranges(about: Any) -> dict[str, range]:
+    """Return columns of which a Parquet file holds no values, but where they begin and end: named indexes of pandas.
+
+    pandas makes them up, just where as many rows are read at once as the file has; here they are columns like all others.
+    """
+    told = json.loads((about.schema.to_arrow_schema().metadata or {}).get(b"pandas", b"{}"))
+    found = [one for one in told.get("index_columns", ()) if isinstance(one, dict) and one.get("kind") == "range"]
+    spans = {
+        str(one["name"]): range(one["start"], one["stop"], one["step"]) for one in found if one["name"] is not None
+    }
+    return {name: span for name, span in spans.items() if len(span) == about.num_rows}
+
+
+def _with_ranges(table: Any, ranges: Mapping[str, range], first: int) -> Any:
+    """Return some rows of a file with these columns before the others; `first` is the number of the first of them."""
+    import pyarrow
+
+    table = pyarrow.Table.from_batches([table]) if isinstance(table, pyarrow.RecordBatch) else table
+    metadata = table.schema.metadata or {}
+    if b"pandas" in metadata:
+        told = json.loads(metadata[b"pandas"])
+        held = [name for name in told.get("index_columns", ()) if isinstance(name, str)]
+        table = table.replace_schema_metadata(
+            {**metadata, b"pandas": json.dumps(told | {"index_columns": held}).encode()}
+        )
+    for name, span in [*ranges.items()][::-1]:
+        values = np.arange(len(table), dtype=np.int64) * span.step + (span.start + first * span.step)
+        table = table.add_column(0, pyarrow.field(name, pyarrow.int64()), pyarrow.array(values))
+    return table
 
 
 def _read_npz(path: Path, options: Mapping[str, Any]) -> Rows:
@@ -728,12 +770,21 @@ class Writer:
     npz has no way to append: its rows stay in memory until `close`. It alone takes images, as `images`.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, types: "Mapping[str, pyarrow.DataType] | None" = None) -> None:
+        """Begin a file.
+
+        Args:
+            types: of columns in Parquet, as far as they are known; those of others are told by the first rows.
+
+        Raises:
+            FormatError: the path has another ending.
+        """
         if path.suffix not in OUTPUT_SUFFIXES:
             raise FormatError(
                 f"{path}: cannot write {path.suffix or path.name!r}; expected {', '.join(OUTPUT_SUFFIXES)}"
             )
         self._path = path
+        self._types = types or {}
         self._parquet: Any = None
         self._parts: list[Rows] = []
         self._begun = False
@@ -757,8 +808,9 @@ class Writer:
             table = pyarrow.Table.from_pandas(frame, preserve_index=False)
             if self._parquet is None:
                 # Dictionaries make floats slower to write and no smaller.
-                text = [f.name for f in table.schema if not pyarrow.types.is_floating(f.type)]
-                self._parquet = pyarrow.parquet.ParquetWriter(self._path, table.schema, use_dictionary=text)
+                schema = pyarrow.schema([f.with_type(self._types.get(f.name, f.type)) for f in table.schema])
+                text = [f.name for f in schema if not pyarrow.types.is_floating(f.type)]
+                self._parquet = pyarrow.parquet.ParquetWriter(self._path, schema, use_dictionary=text)
             self._parquet.write_table(table.cast(self._parquet.schema))
         else:
             self._parts.append(rows)

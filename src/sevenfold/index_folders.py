@@ -52,6 +52,7 @@ class Event:
     """What made a generation: "build", "add", "remove" or "compact", of so many rows, at a time in ISO format.
 
     key: who did it, so that who does not know whether it was done can see; None where nobody asked for that.
+    origin: the folder that paths of what was added begin from; None where nobody told.
     """
 
     generation: int
@@ -59,6 +60,7 @@ class Event:
     rows: int
     when: str
     key: str | None = None
+    origin: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {name: value for name, value in asdict(self).items() if value is not None}
@@ -186,10 +188,21 @@ class Manifest:
                 f"({maker.digest[:12]}), which this was asked with; name the first, or build another index with the second"
             )
 
-    def after(self, what: str, rows: int, *, key: str | None = None, **changes: Any) -> Self:
+    def holds(self, key: str) -> bool:
+        """Say whether what was added with a key is there, and none of it was removed since."""
+        added = next((event for event in self.events if event.key == key), None)
+        if added is None:
+            return False
+        for piece in self.pieces:
+            if piece.entry.name == _name(added.generation):
+                return not piece.removed
+        # Compacted into another segment, before which something may have been removed.
+        return all(event.what != "remove" for event in self.events if event.generation > added.generation)
+
+    def after(self, what: str, rows: int, *, key: str | None = None, origin: str | None = None, **changes: Any) -> Self:
         """Return the next generation."""
         when = datetime.now(UTC).isoformat(timespec="seconds")
-        event = Event(self.generation + 1, what, rows, when, key)
+        event = Event(self.generation + 1, what, rows, when, key, origin)
         return replace(self, events=(*self.events, event), **changes)
 
 
@@ -227,7 +240,7 @@ def build(
             f"kind is {kind!r}; expected one of {', '.join(searchers.KINDS)}; leave it out to have one chosen"
         )
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(folder.with_name(f".{folder.name}.lock"), folder, fleeting=True):
+    with locked(folder.with_name(f".{folder.name}.lock"), folder, fleeting=True):
         # Nobody else builds: these are of a build that was killed.
         for room in folder.parent.iterdir():
             if re.fullmatch(rf"\.{re.escape(folder.name)}\.[a-z0-9_]{{8}}", room.name) and room.is_dir():
@@ -259,11 +272,13 @@ def build(
     return made
 
 
-def add(folder: Path, parts: Iterable[Part], *, maker: Maker, key: str | None = None) -> Manifest:
+def add(
+    folder: Path, parts: Iterable[Part], *, maker: Maker, key: str | None = None, origin: str | None = None
+) -> Manifest:
     """Add rows under new ids, as a segment of their own; an id that was removed may be new again.
 
     Args:
-        key: of this change, for its event.
+        key, origin: of this change, for its event.
 
     Raises:
         FileNotFoundError: there is no such folder.
@@ -289,7 +304,8 @@ def add(folder: Path, parts: Iterable[Part], *, maker: Maker, key: str | None = 
         if manifest.form.ids != "positions":
             _require_new(folder, manifest, Segment(place, entry, manifest.form))
         numbered = manifest.numbered + (entry.rows if manifest.form.ids == "positions" else 0)
-        made = manifest.after("add", entry.rows, key=key, pieces=(*manifest.pieces, Piece(entry)), numbered=numbered)
+        pieces = (*manifest.pieces, Piece(entry))
+        made = manifest.after("add", entry.rows, key=key, origin=origin, pieces=pieces, numbered=numbered)
         return _commit(folder, made)
 
 
@@ -403,7 +419,7 @@ def _commit(folder: Path, manifest: Manifest) -> Manifest:
 
 
 @contextmanager
-def _locked(file: Path, folder: Path, *, fleeting: bool = False) -> Iterator[None]:
+def locked(file: Path, folder: Path, *, fleeting: bool = False) -> Iterator[None]:
     """Hold a lock that the kernel releases when its holder dies; a fleeting one leaves no file."""
     handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
     try:
@@ -427,7 +443,7 @@ def _locked(file: Path, folder: Path, *, fleeting: bool = False) -> Iterator[Non
 def _writing(folder: Path) -> Iterator[Manifest]:
     """Hold a folder against other writers, and give its manifest; what a killed one left behind is gone."""
     Manifest.read(folder)
-    with _locked(folder / _LOCK, folder):
+    with locked(folder / _LOCK, folder):
         manifest = Manifest.read(folder)
         for path in _unreferenced(folder, manifest):
             # Those of older generations may be about to be opened, until they are compacted.

@@ -1,11 +1,13 @@
 """Index folders filled and asked by models: rows or images go in, and rows of neighbours come out."""
 
 import hashlib
+import re
 import tempfile
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -32,6 +34,9 @@ from sevenfold.registry.versions import Version
 from sevenfold.sinks import parts_of
 from sevenfold.workspace import Workspace
 
+if TYPE_CHECKING:
+    import pyarrow
+
 AT_A_TIME = 4096
 """Queries that are asked together."""
 
@@ -42,12 +47,14 @@ class Answer:
 
     rows: the queries as they were read: what is known of each, and images where they are some.
     first: the number of the first of them.
+    columns: names and types of what is carried.
     span: the lowest and highest value that pixels have by the model's schema; None where no model was asked, or no image.
     """
 
     rows: Rows
     found: Found
     first: int
+    columns: "pyarrow.Schema"
     span: tuple[float, float] | None = None
 
     @property
@@ -90,12 +97,28 @@ def add(
 
     Raises:
         ValueError: the model is another one, an id is there already, or columns differ from those of the folder.
+        RuntimeError: another process adds to the folder, or writes to it just now.
         DataError, FormatError, JobError: as a job's.
     """
-    settings = settings or jobs.Settings()
     manifest = Manifest.read(folder)
     bundle, maker, version = _maker(workspace, manifest, model)
     folder = folder.resolve()
+    room = adding(folder)
+    # One at a time from the first row to the last: all make their vectors in one place.
+    with index_folders.locked(room.with_name(f"{room.name}.lock"), folder, fleeting=True):
+        return _added(workspace, folder, source, bundle, maker, version, settings or jobs.Settings(), on_progress)
+
+
+def _added(
+    workspace: Workspace,
+    folder: Path,
+    source: str | Path,
+    bundle: Bundle,
+    maker: Maker,
+    version: Version | None,
+    settings: jobs.Settings,
+    on_progress: Callable[[jobs.Progress], None],
+) -> Added:
     room = adding(folder)
     # Written before the folder changes, with a key that its change has, too: who comes after a kill knows whether it did.
     note = room.with_name(f"{room.name}.json")
@@ -103,14 +126,15 @@ def add(
     taken = replace(settings, options={**settings.options, "vectors": True})
     receipt = jobs.apply(bundle, maker.label, maker.digest, "index", source, room, taken, on_progress=on_progress)
     told = files.parse_json(note) if note.is_file() else {}
-    if told.get("input") != receipt.input_digest:
+    manifest = Manifest.read(folder)
+    if told.get("input") != receipt.input_digest or not manifest.holds(told["key"]):
         told = {"input": receipt.input_digest, "key": uuid.uuid4().hex}
         files.write_json(note, told)
-    if all(event.key != told["key"] for event in Manifest.read(folder).events):
         paths = sorted(room.glob("*.parquet"))
         identifier = settings.options.get("id") or _identifier(folder, manifest, formats.parquet_schema(paths[0]).names)
         try:
-            index_folders.add(folder, parts_of(paths, identifier), maker=maker, key=told["key"])
+            origin = None if places.is_url(str(source)) else str(sources.root(source).absolute())
+            index_folders.add(folder, parts_of(paths, identifier), maker=maker, key=told["key"], origin=origin)
         except (ValueError, LookupError):  # these rows will never do
             jobs.remove(room)
             note.unlink()
@@ -145,6 +169,7 @@ def search(
     vectors: bool = False,
     model: str | None = None,
     limit: int | None = None,
+    separator: str | None = None,
 ) -> Iterator[Answer]:
     """Find the k nearest of each query, some queries at a time.
 
@@ -154,6 +179,7 @@ def search(
         vectors: the query holds vectors themselves, as an array or in columns of numbers; no model is asked.
         model: as of `add`.
         limit: of the queries, only the first.
+        separator: of queries in CSV files, as of a job's.
 
     Raises:
         ValueError: the model is another one, or the vectors have another size, or the limit is none.
@@ -167,7 +193,7 @@ def search(
         schema = None if bundle is None else bundle.schema
         span = (schema.low, schema.high) if isinstance(schema, ImageSchema) else None
         first = 0
-        found = sources.open_source(query, room=Path(room)).limited(limit)
+        found = sources.open_source(query, room=Path(room), separator=separator).limited(limit)
         if found.kind == "containers":
             raise FormatError(
                 f"{query} holds compressed images; expected images, rows or vectors; `decompress` it first"
@@ -175,7 +201,7 @@ def search(
         for part in found.partitions(AT_A_TIME):
             for rows in part.batches(AT_A_TIME):
                 asked = _given(rows, str(query)) if bundle is None else _made(bundle, rows)
-                yield Answer(rows, reader.search(asked, k, where=where), first, span)
+                yield Answer(rows, reader.search(asked, k, where=where), first, reader.manifest.form.columns, span)
                 first += len(rows)
 
 
@@ -225,7 +251,7 @@ def _given(rows: Rows, subject: str) -> np.ndarray:
     numbers = frame.select_dtypes("number")
     if rows.images is not None or not len(numbers.columns):
         raise FormatError(f"{subject} holds no vectors; expected columns of numbers, or an array (n, dimensions)")
-    if (own := [c for c in numbers.columns if str(c).startswith("vector_")]) and len(own) < len(numbers.columns):
+    if own := [c for c in numbers.columns if re.fullmatch(r"vector_\d+", str(c))]:
         numbers = numbers[own]  # beside ids and the like
     return numbers.to_numpy(np.float32)
 
@@ -252,14 +278,14 @@ def page(
 
     Args:
         answers: of which so many are taken as are shown.
-        images: the folder that the paths of the index begin from; None for the one that the index was built of.
+        images: the folder that the paths of the index begin from; None for those that it was built of and added to from.
         label: the carried column that stands below each neighbour.
         most: queries that it shows.
 
     Raises:
         ValueError: the queries are no images, or the index carries no paths of any.
     """
-    root = images or _root(folder)
+    roots = _roots(folder) if images is None else [images]
     parts: list[Found] = []
     queries: list[np.ndarray | str] = []
     drawn: list[np.ndarray | str] = []
@@ -273,7 +299,8 @@ def page(
         part = Found(answer.found.ids[:more], answer.found.distances[:more], answer.found.carried.iloc[: more * k])
         parts.append(part)
         queries += [_lit(image, answer.span) for image in answer.rows.images[:more]]
-        drawn += [_lit(neighbours_page.picture(root / name), answer.span) for name in part.carried["path"]]
+        found_at = [next((r / n for r in roots if (r / n).is_file()), roots[0] / n) for n in part.carried["path"]]
+        drawn += [_lit(neighbours_page.picture(path), answer.span) for path in found_at]
         known = answer.rows.frame.get("path", pd.Series(range(answer.first, answer.first + count)))
         names.extend(known.astype(str)[:more])
         if len(queries) == most:
@@ -304,13 +331,14 @@ def _lit(image: np.ndarray | str, span: tuple[float, float] | None) -> np.ndarra
     return lit
 
 
-def _root(folder: Path) -> Path:
-    """Return where the paths of an index begin, as the receipt of the job that built it tells; else the current folder."""
+def _roots(folder: Path) -> list[Path]:
+    """Return where paths of an index may begin: where it was added to from, the last first, and where it was built of."""
+    added = [Path(event.origin) for event in reversed(Manifest.read(folder).events) if event.origin is not None]
     try:
-        given = Path(files.parse_json(jobs.receipt_path(folder))["input"])
+        built = sources.root(files.parse_json(jobs.receipt_path(folder))["input"])
     except (OSError, KeyError, ValueError):
-        return Path()
-    return given if given.is_dir() else given.parent
+        built = Path()  # the folder was moved alone
+    return [*added, built]
 
 
 def written(answers: Iterator[Answer], output: Path) -> int:
@@ -321,11 +349,13 @@ def written(answers: Iterator[Answer], output: Path) -> int:
     """
     if places.is_url(str(output).replace(":/", "://", 1)):  # as a path has it
         raise ValueError(f"the output is {output}; expected a file on this machine; copy it from there")
-    count = 0
+    count, writer = 0, None
     with files.whole(output) as draft:
-        writer = formats.Writer(draft)
         for answer in answers:
+            # The first neighbours may lack what later ones have.
+            writer = writer or formats.Writer(draft, {field.name: field.type for field in answer.columns})
             writer.write(Rows(answer.table))
             count += len(answer.rows)
-        writer.close()
+        if writer is not None:
+            writer.close()
     return count

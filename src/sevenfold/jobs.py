@@ -309,7 +309,8 @@ def apply(
     found = sources.open_source(
         source, besides=besides, room=manifests.inputs(destination), separator=settings.separator
     )
-    if address in {str(file.path.absolute()) if file.place is None else file.place.url for file in found.files}:
+    here = str(destination.resolve()) if elsewhere is None else elsewhere.url
+    if here in found.locations():
         raise ValueError(
             f"the output {address} is one of the files of the input {source}; give the output another name"
         )
@@ -340,9 +341,13 @@ def apply(
             "sevenfold": __version__,
         }
         going_on = _goes_on(journal, job, found, settings.begun)
+        # Rows may have come to an index that is there already, which stays.
+        if not (going_on and operation == "index"):
+            outputs.require_known(destination, journal.known)
         plan = _planned(bundle, operation, found, destination, settings, rows, journal.parts, Maker(label, digest))
         if not going_on:
             journal.begin(job)
+            journal.know(outputs.fingerprint(destination))
         before = sum(e.rows + e.quarantined for e in journal.entries.values())
         begun_with = len(journal.entries)
         _work(bundle, plan.task, found, rows, journal, workers, engine, on_progress)
@@ -531,9 +536,11 @@ def _header_problems(bundle: Bundle, source: Source, columns: Sequence[str] | No
     found: dict[str, None] = {}
     for file, head in source.heads():
         told = bundle.schema.problems(head)
-        if told and source.text and len(head.frame.columns) == 1:
+        if told and source.text:
+            count = len(head.frame.columns)
             told.append(
-                "its header has one column; where several are meant, name what stands between them by `--separator`"
+                f"its header has {count} column{'s' * (count > 1)}, with {source.delimiter!r} between them; where another "
+                "character is meant, name it by `--separator`"
             )
         missing = [c for c in columns or () if c not in head.frame]
         if missing:
@@ -1023,6 +1030,8 @@ def _finish(task: Task, source: Source, journal: Journal, destination: Path, *, 
     if not (going_on and isinstance(task.sink, IndexFolder) and (destination / index_folders.MANIFEST).is_file()):
         with files.whole(destination, journal.folder) as draft:
             task.sink.finish([journal.parts / entry.file for entry in entries], draft)
+            outputs.require_known(destination, journal.known)
+            journal.know(outputs.fingerprint(draft))
             for older in (receipt_path(destination), manifests.path(destination)):  # which tell of the output before
                 older.unlink(missing_ok=True)
     aside.unlink(missing_ok=True)

@@ -51,6 +51,7 @@ class Journal:
     """The folder that a job works in, and what it has done so far.
 
     elsewhere: the output if it is not on this machine; what is done is kept there, too.
+    known: digests of the names of what may be in the output's folder, see `outputs.require_known`.
     """
 
     def __init__(self, folder: Path, elsewhere: places.Output | None = None) -> None:
@@ -62,6 +63,7 @@ class Journal:
         self.job: dict[str, Any] | None = None
         self.entries: dict[int, Entry] = {}
         self.digests: dict[str, str] = {}
+        self.known: set[str] = set()
         self.ended = False
         self._read()
 
@@ -89,6 +91,8 @@ class Journal:
                 self.entries[entry.number] = entry
             elif "inputs" in record:
                 self.digests |= record["inputs"]
+            elif "output" in record:
+                self.known.add(record["output"])
             elif "ended" in record:
                 self.ended = True
         # What a torn write left would take the next line with it.
@@ -133,6 +137,11 @@ class Journal:
         self._append({"inputs": dict(digests)})
         self.digests |= digests
 
+    def know(self, output: str) -> None:
+        """Write down a digest of what may be where the output goes: what was there before, and what is to come there."""
+        self._append({"output": output})
+        self.known.add(output)
+
     def end(self) -> None:
         """Say that output and receipt are whole: from here on the folder is of no use."""
         if self.elsewhere is not None:
@@ -147,7 +156,7 @@ class Journal:
                 shutil.rmtree(path)
             elif path.name != "lock":
                 path.unlink()
-        self.job, self.entries, self.digests, self.ended = None, {}, {}, False
+        self.job, self.entries, self.digests, self.known, self.ended = None, {}, {}, set(), False
 
     def _append(self, record: Mapping[str, Any]) -> None:
         line = json.dumps(record, sort_keys=True, ensure_ascii=False) + "\n"

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -58,15 +59,19 @@ def impute(bundle: Bundle, rows: formats.Rows, *, written: bool = False) -> form
         given = rows.frame[column.name].reset_index(drop=True)
         if written:
             text = given.astype(object)
-            text[~known] = [_written(value) for value in filled[column.name][~known]]
+            text[~known] = [text_of(value) for value in filled[column.name][~known]]
             filled[column.name] = text
         elif column.kind == "numeric" and known.any():
             # Samples are of single precision, and a column of whole numbers may hold fractions by now.
-            filled[column.name] = filled[column.name].where(~known, pd.to_numeric(given, errors="coerce"))
+            if isinstance(given.iloc[known.argmax()], Decimal):
+                fills = filled[column.name].map(lambda value: Decimal(text_of(value)))
+                filled[column.name] = fills.astype(object).where(~known, given)
+            else:
+                filled[column.name] = filled[column.name].where(~known, pd.to_numeric(given, errors="coerce"))
     return formats.Rows(filled)
 
 
-def _written(value: object) -> str:
+def text_of(value: object) -> str:
     """Return a value as text, with as many digits as single precision has."""
     return np.format_float_positional(np.float32(value), trim="-") if isinstance(value, float) else str(value)
 

@@ -1,8 +1,9 @@
 """Which output a name asks for: a folder of partitions, one file of rows, image files, ... and the columns that it has."""
 
+import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +46,8 @@ def check(source: str | Path, destination: Path, operation: str) -> None:
         FormatError: its name has an ending of no kind that the operation gives.
         ValueError: it is the input. IsADirectoryError: it is a folder of other things. PermissionError: nobody may write it.
     """
+    if not destination.name:
+        raise ValueError(f"the output is {str(destination)!r}; expected the name of a new file or folder; give one")
     suffixes = SUFFIXES.get(operation, _TABLES)
     if destination.suffix not in suffixes:
         kinds = " or ".join(filter(None, [", ".join(s for s in suffixes if s), "a folder (a name without an ending)"]))
@@ -97,6 +100,28 @@ def require_no_more(output: str, receipt: bytes, names: Sequence[str], *, by_age
         raise FileExistsError(
             f"the output {output} holds {len(names)} files, and the job that made it wrote {made}; a new output would replace "
             f"them all{newest}; move away what is yours, or give another name"
+        )
+
+
+def fingerprint(output: Path) -> str:
+    """Return a digest of the names of all files of an output, of a folder or of none."""
+    return hashlib.sha256("\n".join(sorted(names(output) if output.is_dir() else ())).encode()).hexdigest()
+
+
+def require_known(output: Path, known: Collection[str]) -> None:
+    """See that nothing has come into a folder that a job is to replace, since it began.
+
+    Args:
+        known: fingerprints that it may have; of a job of an earlier version, none.
+
+    Raises:
+        FileExistsError: it has another one.
+    """
+    if known and output.is_dir() and fingerprint(output) not in known:
+        newest = ", ".join(names(output)[:5])
+        raise FileExistsError(
+            f"the output {output} holds files that came there since the job began, which replaces it with all that is in it; "
+            f"the newest are {newest}; move away what is yours, and give the same command again"
         )
 
 

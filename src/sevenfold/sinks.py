@@ -6,12 +6,13 @@ import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Context, Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sevenfold import archives, files, formats, images, index_folders, searchers
+from sevenfold import archives, files, formats, images, index_folders, operations, searchers
 from sevenfold.bundles import Bundle
 from sevenfold.formats import FormatError, Rows
 from sevenfold.index_folders import Maker
@@ -77,7 +78,13 @@ class Table(Sink, ABC):
         import pyarrow
 
         schema = uncoded(self.fields)
-        columns = [pyarrow.Array.from_pandas(rows.frame[f.name], type=f.type, safe=True) for f in schema]
+        given = [
+            _decimals(rows.frame[f.name], f.type) if pyarrow.types.is_decimal(f.type) else rows.frame[f.name]
+            for f in schema
+        ]
+        columns = [
+            pyarrow.Array.from_pandas(column, type=f.type, safe=True) for column, f in zip(given, schema, strict=True)
+        ]
         return pyarrow.Table.from_arrays(columns, schema=schema)
 
     def _coded(self, group: "pyarrow.Table") -> "pyarrow.Table":
@@ -181,11 +188,12 @@ def parts_of(paths: Sequence[Path], identifier: str | None) -> Iterator[index_fo
     for table in _groups(paths):
         if identifier is not None and identifier not in table.column_names:
             raise no_identifier(identifier, table.column_names)
-        vectors = [name for name in table.column_names if name.startswith("vector_")]
+        vectors = _vectors(table.column_names)
         carried = [
             name for name in table.column_names if name not in vectors and (name != identifier or name == "path")
         ]
-        ids = None if identifier is None else table.column(identifier).to_pandas().to_numpy()
+        # Else integers beside a gap would be floats, and the gap no gap.
+        ids = None if identifier is None else table.column(identifier).to_pandas(integer_object_nulls=True).to_numpy()
         yield index_folders.Part(
             np.stack([table.column(name).to_numpy() for name in vectors], axis=1),
             ids,
@@ -193,8 +201,13 @@ def parts_of(paths: Sequence[Path], identifier: str | None) -> Iterator[index_fo
         )
 
 
+def _vectors(columns: Sequence[str]) -> Sequence[str]:
+    """Return the columns vector_0, vector_1, ..., which are the last: one that is carried may have such a name, too."""
+    return columns[-1 - int(columns[-1].removeprefix("vector_")) :]
+
+
 def no_identifier(name: str, columns: Sequence[str]) -> ValueError:
-    carried = [column for column in columns if not column.startswith("vector_")]
+    carried = columns[: len(columns) - len(_vectors(columns))]
     return ValueError(
         f"id is {name!r}; expected a column that goes along, one of {formats.shown(carried) or 'none'}; name another"
     )
@@ -357,6 +370,14 @@ def _require_alike(images: "Sequence[tuple[tuple[int, ...], np.dtype[Any]]]") ->
         raise FormatError(
             f"images of several sizes or types ({shown}) cannot be in one .npz file; write to a folder instead"
         )
+
+
+def _decimals(column: "pd.Series[Any]", kind: "pyarrow.DataType") -> list[Decimal | None]:
+    """Return a column as decimal numbers with as many digits behind the point as the type has; fills are rounded to them."""
+    digits, context = Decimal(1).scaleb(-kind.scale), Context(prec=76)
+    known = [None if gap else value for value, gap in zip(column, column.isna(), strict=True)]
+    held = (v if isinstance(v, Decimal) or v is None else Decimal(operations.text_of(v)) for v in known)
+    return [None if value is None else value.quantize(digits, context=context) for value in held]
 
 
 def _moments(column: "pd.Series[Any]") -> "pd.Series[Any]":

@@ -2,9 +2,11 @@
 
 import functools
 import glob
+import itertools
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal
@@ -14,7 +16,7 @@ import pandas as pd
 
 from sevenfold import files, formats, images, places
 from sevenfold.datasets.base import DataError
-from sevenfold.formats import FormatError, Rows
+from sevenfold.formats import FormatError, NoRowsError, Rows
 
 if TYPE_CHECKING:
     import pyarrow
@@ -201,6 +203,12 @@ class Source:
         """What was given, as it means the same from everywhere."""
         return self.given if self.elsewhere else str(Path(self.given).absolute())
 
+    def locations(self) -> set[str]:
+        """Return where the files are: paths with links followed, or addresses."""
+        if self.elsewhere:
+            return {file.place.url for file in self.files if file.place is not None}
+        return {str(path) for path in resolved([file.path for file in self.files])}
+
     @property
     def text(self) -> bool:
         """Whether the cells are text, as in CSV."""
@@ -254,17 +262,21 @@ class Source:
             for at, file in enumerate(self.files):
                 yield Partition(0, (file,), at, 1, "containers", several=len(self.files) > 1)
         else:
+            empty = True
             for file in self.files:
                 if _kind(file.path) == ".parquet":
                     yield from _row_groups(file, rows, columns, beside=len(self.files))
-                else:
+                    empty = False  # their rows were counted before
+                    continue
+                # A day on which nothing came is no reason to stop, unless nothing came at all.
+                with suppress(NoRowsError), file.here() as path:
                     first = 0
-                    with file.here() as path:
-                        for part in formats.batches(path, min(rows, _most_images(path)), **_options(self.separator)):
-                            yield Partition(
-                                0, (file,), first, len(part), "held", held=part, several=len(self.files) > 1
-                            )
-                            first += len(part)
+                    for part in formats.batches(path, min(rows, _most_images(path)), **_options(self.separator)):
+                        yield Partition(0, (file,), first, len(part), "held", held=part, several=len(self.files) > 1)
+                        first += len(part)
+                        empty = False
+            if empty:
+                raise formats.no_rows(self.files[0].path if len(self.files) == 1 else _above(self.files))
 
     def changed(self) -> list[str]:
         """Return what has happened to the files since they were listed."""
@@ -306,8 +318,15 @@ def open_source(
     else:
         text = str(known)
         root, paths = _paths(text)
-        apart = [p.absolute() for p in besides if isinstance(p, Path)]
-        paths = [p for p in paths if not any(p.absolute() == b or b in p.absolute().parents for b in apart)]
+        # By where they are: the one may be named by way of a link, and the other not.
+        apart = [p.resolve() for p in besides if isinstance(p, Path)]
+        there = zip(paths, resolved(paths), strict=True)
+        paths = [path for path, at in there if not any(at == b or b in at.parents for b in apart)]
+        if odd := [path for path in paths if _is_undecoded(path)]:
+            raise FormatError(
+                f"{text}: names are no UTF-8, such as {str(odd[0])!r}; expected such as every program reads; rename "
+                f"{'it' if len(odd) == 1 else f'these {len(odd)} files'}"
+            )
         found = tuple(File.at(path, path.relative_to(root).as_posix()) for path in paths)
     paths = [file.path for file in found]
     kinds: dict[str, Path] = {}
@@ -347,8 +366,8 @@ def _paths(text: str) -> tuple[Path, list[Path]]:
     """Return the folder that names begin from, and the files in order."""
     path = Path(text)
     if path.is_dir():
-        seen = (p for p in sorted(path.rglob("*")) if p.is_file() and not _is_hidden(p.relative_to(path)))
-        return path, [p for p in seen if _group(p, strict=False)]
+        seen = (p for p in sorted(_below(path)) if not _is_hidden(p.relative_to(path)))
+        return path, [p for p in seen if _group(p, strict=False) and p.is_file()]
     if path.exists():
         _group(path)
         return path.parent, [path]
@@ -365,6 +384,41 @@ def _paths(text: str) -> tuple[Path, list[Path]]:
             raise FormatError(f"{text} is no pattern: {error}; expected such as 'sales/**/*.parquet'") from error
         return fixed, [p for p in every if p.is_file() and not _is_hidden(p.relative_to(fixed), named)]
     raise FileNotFoundError(f"{text} does not exist; check the path, or `dvc pull` if it is tracked by DVC")
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    """Yield all that is below a folder and no folder, also behind links to folders, each of which is gone into once."""
+    gone_into = {folder.resolve()}
+    for place, folders, names in os.walk(folder, followlinks=True):
+        for name in [name for name in folders if Path(place, name).is_symlink()]:
+            if (there := Path(place, name).resolve()) in gone_into:
+                folders.remove(name)
+            gone_into.add(there)
+        yield from (Path(place, name) for name in names)
+
+
+def resolved(paths: Sequence[Path]) -> list[Path]:
+    """Return where files are, links followed. It looks once at each folder: a million files may be in one."""
+    folders = {folder: folder.resolve() for folder in {path.parent for path in paths}}
+    return [path.resolve() if path.is_symlink() else folders[path.parent] / path.name for path in paths]
+
+
+def _is_undecoded(path: Path) -> bool:
+    """Say whether a path holds bytes that are no text, which Python keeps as half characters."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
+def root(given: str | Path) -> Path:
+    """Return the folder that the names of files begin from: one that was named, or that of a file or of a pattern."""
+    path = Path(given)
+    if path.exists():
+        return path if path.is_dir() else path.parent
+    fixed = itertools.takewhile(lambda part: not glob.has_magic(part), path.parts)
+    return Path(*fixed)
 
 
 def _is_hidden(name: Path, unless: str = "") -> bool:
@@ -417,14 +471,17 @@ def _table_facts(found: Sequence[File], separator: str | None) -> "tuple[pyarrow
         if typed:
             with file.opened() as held:
                 schema, count = formats.parquet_schema(held), sum(formats.parquet_groups(held))
-            columns = {field.name: str(field.type) for field in schema}
-            fields = fields or schema
+            columns = {field.name: _plain(field.type) for field in schema}
+            fields = schema if fields is None else _typed(fields, schema)
         else:
             head, count = _head(file, separator)
             columns = dict.fromkeys(map(str, head.frame), "")
         total = None if total is None or count is None else total + count
         first = first or columns
-        if differ := [name for name in [*first, *columns] if first.get(name) != columns.get(name)]:
+        # A column that holds nothing yet is of the type that it has where it holds something.
+        first = {name: columns.get(name, kind) if kind == "null" else kind for name, kind in first.items()}
+        known = {name: first.get(name, kind) if kind == "null" else kind for name, kind in columns.items()}
+        if differ := [name for name in [*first, *columns] if first.get(name) != known.get(name)]:
             told = [f"{name!r} is {_difference(first, columns, name)}" for name in dict.fromkeys(differ)]
             more = f" and {len(told) - 5} more" if len(told) > 5 else ""
             problems.append(f"{file.name} has other columns than {found[0].name}: {', '.join(told[:5])}{more}")
@@ -435,6 +492,22 @@ def _table_facts(found: Sequence[File], separator: str | None) -> "tuple[pyarrow
     if total == 0:
         raise formats.no_rows(found[0].path if len(found) == 1 else _above(found))
     return fields, total
+
+
+def _plain(kind: "pyarrow.DataType") -> str:
+    """Return what a column holds, however that is stored: text is text, also where a dictionary or long offsets keep it."""
+    import pyarrow
+
+    kind = kind.value_type if pyarrow.types.is_dictionary(kind) else kind
+    return "string" if pyarrow.types.is_large_string(kind) else str(kind)
+
+
+def _typed(fields: "pyarrow.Schema", other: "pyarrow.Schema") -> "pyarrow.Schema":
+    """Return the columns with the types of another file where there are none: a column that holds nothing has none."""
+    import pyarrow
+
+    known = {field.name: field for field in other}
+    return pyarrow.schema([known.get(f.name, f) if pyarrow.types.is_null(f.type) else f for f in fields])
 
 
 def _difference(first: Mapping[str, str], other: Mapping[str, str], name: str) -> str:

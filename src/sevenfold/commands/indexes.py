@@ -69,6 +69,7 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
     search.add_argument("--vectors", action="store_true", help="QUERY holds vectors, as an array or as columns")
     search.add_argument("--model", metavar="MODEL", help="where the folder's model lies now, if not where it was")
     search.add_argument("--limit", metavar="NUMBER", type=int, help="only the first queries")
+    search.add_argument("--separator", metavar="TEXT", help=jobs.SEPARATOR_HELP)
     shape = search.add_mutually_exclusive_group()
     shape.add_argument("--output", metavar="FILE", type=Path, help=".parquet or .csv with all neighbours")
     shape.add_argument("--html", metavar="FILE", type=Path, help="a page that shows queries and neighbours, of images")
@@ -143,6 +144,7 @@ def _search(given: argparse.Namespace) -> int:
             vectors=given.vectors,
             model=given.model,
             limit=given.limit,
+            separator=given.separator,
         )
         if given.output is not None:
             count = index_jobs.written(answers, given.output)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from sevenfold.jobs import Progress, Settings
     from sevenfold.registry.receipts import Receipt
 
+SEPARATOR_HELP = r"what stands between the cells of CSV files, \t or \s+ too (default: found from the header)"
 INPUT_HELP = "a file, a folder of files, or a quoted pattern: Parquet, CSV, npz, npy, IDX or images"
 OUTPUT_HELP = ".parquet, .csv, .npz, or a folder of Parquet files (a name without an ending); a receipt lies beside it"
 _REST = "\x1b[K"  # clears the rest of a terminal's line
@@ -86,8 +87,7 @@ def add_settings(job: argparse.ArgumentParser) -> None:
         "--device", metavar="DEVICE", default="auto", help="cpu, cuda, cuda:1, ... (default: a GPU if there)"
     )
     job.add_argument("--engine", choices=("local", "ray"), default="local", help="this process, or a Ray cluster")
-    separator_help = r"what stands between the cells of CSV files, \t or \s+ too (default: found from the header)"
-    job.add_argument("--separator", metavar="TEXT", help=separator_help)
+    job.add_argument("--separator", metavar="TEXT", help=SEPARATOR_HELP)
     begun = job.add_mutually_exclusive_group()
     begun.add_argument(
         "--resume",
