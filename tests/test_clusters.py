@@ -207,7 +207,8 @@ def test_a_worker_that_is_killed_is_replaced(tmp_path, cluster):
             killed.add(number)
             os.kill(number, signal.SIGKILL)
 
-    run(tmp_path / "rows.parquet", tmp_path / "ray", on_progress=kill)
+    # In batches of one row a partition takes long enough to be met at work.
+    run(tmp_path / "rows.parquet", tmp_path / "ray", on_progress=kill, batch_size=1)
     assert len(killed) >= 3
     run(tmp_path / "rows.parquet", tmp_path / "threads", engine="local")
     assert digests(tmp_path, "ray") == digests(tmp_path, "threads")

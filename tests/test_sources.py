@@ -171,6 +171,8 @@ def test_an_index_with_a_name_is_a_column_whether_or_not_the_file_holds_its_valu
         assert sorted(some.frame) == ["age", "id"]
         ((_, head),) = sources.open_source(path).heads()
         assert sorted(head.frame) == sorted(found)
+    frame[:0].rename_axis(index="id").to_parquet(tmp_path / "empty.parquet")
+    assert [*formats.parquet_header(tmp_path / "empty.parquet")] == ["id", *frame]
     # Files of one table that were joined by something else: what the index says holds for none of them.
     with pyarrow.parquet.ParquetWriter(
         tmp_path / "joined.parquet", pyarrow.parquet.read_schema(tmp_path / "range.parquet")

@@ -4,6 +4,7 @@ Data sets and batch jobs read through the same functions, so that what was measu
 """
 
 import csv
+import functools
 import gzip
 import json
 import math
@@ -442,7 +443,7 @@ def parquet_rows(path: Path, first: int, rows: int, size: int, columns: Sequence
         groups = [i for i in range(source.num_row_groups) if starts[i] < last and starts[i + 1] > first]
         at = starts[groups[0]] if groups else 0
         exact = _exact_kinds(source.schema_arrow)
-        ranges = {n: span for n, span in _ranges(source.metadata).items() if columns is None or n in columns}
+        ranges = {n: s if columns is None or n in columns else None for n, s in _ranges(source.metadata).items()}
         held = None if columns is None else [name for name in columns if name not in ranges]
         for part in source.iter_batches(batch_size=size, row_groups=groups, columns=held, use_threads=False):
             begin, end = max(first - at, 0), min(last - at, len(part))
@@ -546,35 +547,41 @@ def _framed(table: Any, with_gaps: Sequence[str], *, exact: bool = False) -> pd.
     return frame if all(isinstance(name, str) for name in frame.columns) else frame.rename(columns=str)
 
 
-def _ranges(about: Any) -> dict[str, range]:
+def _ranges(about: Any) -> dict[str, range | None]:
     """Return columns of which a Parquet file holds no values, but where they begin and end: named indexes of pandas.
 
-    pandas makes them up, just where as many rows are read at once as the file has; here they are columns like all others.
+    pandas makes them up, just where as many rows are read at once as the file has; here they are columns like all others. One
+    that does not fit the file is None, and no column.
     """
     told = json.loads((about.schema.to_arrow_schema().metadata or {}).get(b"pandas", b"{}"))
-    found = [one for one in told.get("index_columns", ()) if isinstance(one, dict) and one.get("kind") == "range"]
-    spans = {
-        str(one["name"]): range(one["start"], one["stop"], one["step"]) for one in found if one["name"] is not None
-    }
-    return {name: span for name, span in spans.items() if len(span) == about.num_rows}
+    found = [one for one in told.get("index_columns", ()) if isinstance(one, dict) and one.get("name") is not None]
+    spans = {str(one["name"]): range(one["start"], one["stop"], one["step"]) for one in found}
+    return {name: span if len(span) == about.num_rows else None for name, span in spans.items()}
 
 
-def _with_ranges(table: Any, ranges: Mapping[str, range], first: int) -> Any:
+def _with_ranges(table: Any, ranges: Mapping[str, range | None], first: int) -> Any:
     """Return some rows of a file with these columns before the others; `first` is the number of the first of them."""
     import pyarrow
 
+    if not ranges:
+        return table
     table = pyarrow.Table.from_batches([table]) if isinstance(table, pyarrow.RecordBatch) else table
-    metadata = table.schema.metadata or {}
-    if b"pandas" in metadata:
-        told = json.loads(metadata[b"pandas"])
-        held = [name for name in told.get("index_columns", ()) if isinstance(name, str)]
-        table = table.replace_schema_metadata(
-            {**metadata, b"pandas": json.dumps(told | {"index_columns": held}).encode()}
-        )
+    metadata = table.schema.metadata
+    table = table.replace_schema_metadata({**metadata, b"pandas": _without_ranges(metadata[b"pandas"])})
     for name, span in [*ranges.items()][::-1]:
-        values = np.arange(len(table), dtype=np.int64) * span.step + (span.start + first * span.step)
-        table = table.add_column(0, pyarrow.field(name, pyarrow.int64()), pyarrow.array(values))
+        if span is not None:
+            values = np.arange(len(table), dtype=np.int64) * span.step + (span.start + first * span.step)
+            table = table.add_column(0, pyarrow.field(name, pyarrow.int64()), pyarrow.array(values))
     return table
+
+
+@functools.lru_cache(maxsize=4)
+def _without_ranges(told: bytes) -> bytes:
+    """Return what pandas wrote of its index without what it would make up."""
+    about = json.loads(told)
+    return json.dumps(
+        about | {"index_columns": [one for one in about["index_columns"] if isinstance(one, str)]}
+    ).encode()
 
 
 def _read_npz(path: Path, options: Mapping[str, Any]) -> Rows:
