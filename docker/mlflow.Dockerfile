@@ -22,10 +22,10 @@ RUN python -c "import tomllib; print(*tomllib.load(open('/tmp/pyproject.toml', '
 
 COPY mlflow/basic_auth.ini /etc/mlflow/basic_auth.ini
 COPY --chmod=0755 docker/with-secrets.sh /usr/local/bin/with-secrets
-COPY --chmod=0755 docker/backup.sh docker/restore.sh docker/bucket.py /opt/sevenfold/
+COPY --chmod=0755 docker/backup.sh docker/restore.sh docker/bucket.py docker/admin.py /opt/sevenfold/
 
-# Backups are made by the same user; a volume that is mounted there takes its owner from here.
-RUN mkdir /backups && chown 1000:1000 /backups
+# A volume that is mounted there takes its mode from here. Whoever OWNER is writes into it, and removes only what is his own.
+RUN mkdir /backups && chmod 1777 /backups
 USER 1000:1000
 ENV HOME=/home/mlflow
 WORKDIR /home/mlflow
@@ -35,4 +35,4 @@ HEALTHCHECK --interval=10s --timeout=5s --start-period=60s \
     CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:5000/health', timeout=4)"]
 
 ENTRYPOINT ["with-secrets"]
-CMD ["mlflow", "server", "--app-name", "basic-auth", "--host", "0.0.0.0", "--port", "5000"]
+CMD ["python", "/opt/sevenfold/admin.py", "mlflow", "server", "--app-name", "basic-auth", "--host", "0.0.0.0", "--port", "5000"]

@@ -22,11 +22,11 @@ ask() { psql --no-psqlrc --quiet --tuples-only --no-align --set ON_ERROR_STOP=1 
     echo "error: $folder is not what was saved; take another backup" >&2
     exit 1
 }
-# Everything that stands in the way is told at once, before anything is changed.
+# Everything that stands in the way is told at once, before anything is changed. PostgreSQL's own, such as its vacuum, does not.
 wrong=0
 for database in mlflow prefect; do
     others=$(ask "$database" "SELECT count(*) FROM pg_stat_activity
-        WHERE datname = current_database() AND pid <> pg_backend_pid()")
+        WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'")
     tables=$(ask "$database" "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'")
     if [ "$others" -ne 0 ]; then
         echo "error: $others others use the database $database; end the servers and workers first" >&2

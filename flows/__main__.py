@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from flows import apart, console, process, server
+from flows import apart, console, errors, process, server
 from sevenfold import election, files, jobs, pipeline, report, stages, workspace, worktrees
 from sevenfold.commands import project
 from sevenfold.registry import versions
@@ -30,9 +30,8 @@ def main() -> int:
         if given.revision is None and given.data_rev is None:
             return _run(place, push=given.push, engine=given.engine)
         return _run_apart(place, given.revision, given.data_rev, push=given.push, engine=given.engine)
-    except (ValueError, LookupError, OSError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    except Exception as error:
+        return errors.tell(error)
 
 
 def _run(place: Workspace, *, push: bool, engine: str) -> int:
@@ -104,11 +103,10 @@ def _is_behind(place: Workspace) -> bool:
 
 def _finish(place: Workspace) -> None:
     """Say how every contest stands, where the report is, and how to see more."""
-    champions = {name: version.label for name, version in versions.champions(place).items()}
     out = console.console()
     if place.metrics.is_file():
         out.print()
-        out.print(console.results(files.read_json(place.metrics), champions))
+        out.print(console.results(files.read_json(place.metrics), console.champions(place)))
         out.print()
     if place.report.is_file():
         print(f"report:       {_short(place, place.report)}")

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from flows import console, process
 from sevenfold import files, pipeline, worktrees
 from sevenfold.commands import project
-from sevenfold.registry import runs, tracking, versions
+from sevenfold.registry import runs, tracking
 from sevenfold.workspace import Workspace
 
 
@@ -61,10 +61,9 @@ def run(
 
 
 def _show_results(place: Workspace, say: Callable[[str], None]) -> None:
-    champions = {name: version.label for name, version in versions.champions(place).items()}
     out = console.console()
     with out.capture() as table:
-        out.print(console.results(files.read_json(place.metrics), champions))
+        out.print(console.results(files.read_json(place.metrics), console.champions(place)))
     say(f"\n{table.get()}")
 
 

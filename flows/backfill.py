@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 from rich.table import Table
 
-from flows import console, server
+from flows import console, errors, server
 from sevenfold import periods, workspace
 
 if TYPE_CHECKING:
@@ -254,14 +254,10 @@ def main() -> int:
         print("interrupted; what runs goes on, and the same command goes on from there", file=sys.stderr)
         return 130
     except httpx.HTTPError as error:
-        print(
-            f"error: Prefect's server does not do as it should: {error}; what runs goes on; repeat the command",
-            file=sys.stderr,
-        )
-        return 1
-    except (ValueError, LookupError, OSError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        said = f"Prefect's server does not do as it should: {error}; what runs goes on; repeat the command"
+        return errors.tell(error, said)
+    except Exception as error:
+        return errors.tell(error)
     console.console().print(table(pieces))
     done = sum(piece.succeeded for piece in pieces)
     print(f"{done} of {len(pieces)} partitions are done, in {time.monotonic() - begun:.0f} s")

@@ -14,7 +14,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.runtime import task_run
 
-from flows import lateness, process, retries, server
+from flows import errors, lateness, process, retries, server
 from sevenfold import jobs, places, workspace
 from sevenfold.registry import receipts
 from sevenfold.workspace import Workspace
@@ -150,9 +150,8 @@ def main() -> int:
     except KeyboardInterrupt:
         print("interrupted; what is done stays, and the same call goes on there", file=sys.stderr)
         return 130
-    except (ValueError, LookupError, OSError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    except Exception as error:
+        return errors.tell(error)
     print(f"{receipt['output']}: {receipt['rows']:,} rows by {receipt['model']} in {receipt['seconds']} s")
     return 0
 

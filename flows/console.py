@@ -18,6 +18,9 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from sevenfold.registry import versions
+from sevenfold.workspace import Workspace
+
 _NOISE = ("Running stage ", "> sevenfold ", "Updating lock file", "Generating lock file", "To track the changes with git", "\tgit add",
           "To enable auto staging", "\tdvc config", "Use `dvc push`", "Stage '")  # fmt: skip
 """How lines begin that DVC prints around a stage."""
@@ -90,12 +93,20 @@ class Display:
             self._whole.advance(self._all)
 
 
-def results(metrics: Mapping[str, Mapping[str, Any]], champions: Mapping[str, str]) -> Table:
+def champions(place: Workspace) -> dict[str, str] | None:
+    """Return the champion of each contest, for a table; None where the registry does not say."""
+    try:
+        return {name: version.label for name, version in versions.champions(place).items()}
+    except Exception:  # whatever a store may say: what was done is to be shown all the same
+        return None
+
+
+def results(metrics: Mapping[str, Mapping[str, Any]], champions: Mapping[str, str] | None) -> Table:
     """Return the table that a run ends with.
 
     Args:
         metrics: data set -> application -> what `evaluation.summary` says.
-        champions: contest -> the version that is champion.
+        champions: contest -> the version that is champion; None where nobody knows now.
     """
     table = Table(box=None, pad_edge=False)
     headings: Sequence[tuple[str, dict[str, Any]]] = (
@@ -121,7 +132,7 @@ def results(metrics: Mapping[str, Mapping[str, Any]], champions: Mapping[str, st
                 rival.get("name", "-"),
                 _number(rival.get("score")),
                 found["verdict"],
-                champions.get(f"{dataset}-{application}", "none"),
+                "unknown" if champions is None else champions.get(f"{dataset}-{application}", "none"),
             )
     return table
 

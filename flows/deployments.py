@@ -24,7 +24,7 @@ SILENCE = timedelta(minutes=5)
 
 
 class DeploymentError(RuntimeError):
-    """Prefect refuses `prefect.yaml`; the message says why."""
+    """Prefect refuses `prefect.yaml`, or no Prefect is there; the message says why."""
 
 
 def put(root: Path, environment: Mapping[str, str]) -> None:
@@ -35,7 +35,7 @@ def put(root: Path, environment: Mapping[str, str]) -> None:
         environment: variables for Prefect, among them PREFECT_API_URL, and PREFECT_API_AUTH_STRING where it asks for one.
 
     Raises:
-        DeploymentError: Prefect refuses a deployment.
+        DeploymentError: Prefect refuses a deployment, or what answers there is no Prefect server.
     """
     from prefect.client.schemas.actions import WorkPoolCreate
     from prefect.exceptions import ObjectAlreadyExists
@@ -69,22 +69,27 @@ def strangers(root: Path, environment: Mapping[str, str]) -> list[str]:
 
 @contextmanager
 def _refused(environment: Mapping[str, str]) -> Iterator[None]:
-    """Say in a sentence that a server does not answer, or does not let in."""
+    """Say in a sentence that a server does not answer, does not let in, or is not Prefect's."""
     import httpx
-    from prefect.exceptions import PrefectHTTPStatusError
+    from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 
     url = environment["PREFECT_API_URL"]
+    wanted = "expected a Prefect server, whose address ends in /api, such as http://HOST:4200/api; set PREFECT_API_URL to that"
     try:
         yield
+    except ObjectNotFound:
+        raise DeploymentError(f"what stands at {url} answers with status 404; {wanted}") from None
     except PrefectHTTPStatusError as error:
-        if error.response.status_code not in (401, 403):
-            raise
+        if (status := error.response.status_code) not in (401, 403):
+            raise DeploymentError(f"what stands at {url} answers with status {status}; {wanted}") from None
         raise DeploymentError(
             f"the Prefect server at {url} does not let in who comes with PREFECT_API_AUTH_STRING; expected USER:PASSWORD, as the "
             "server has it in PREFECT_SERVER_API_AUTH_STRING; set it to that"
         ) from None
     except httpx.HTTPError as error:
         raise DeploymentError(f"no Prefect server answers at {url} ({type(error).__name__}); start it") from None
+    except ValueError:  # no JSON, or another one than Prefect's
+        raise DeploymentError(f"what stands at {url} answers, and not as Prefect does; {wanted}") from None
 
 
 def crash_of_silent_runs(silence: timedelta = SILENCE) -> "Automation":

@@ -10,7 +10,7 @@ from prefect import flow, get_run_logger
 from prefect.artifacts import create_markdown_artifact
 from prefect.client.schemas.objects import State
 
-from flows import lateness, server
+from flows import errors, lateness, server
 from sevenfold import index_folders, index_jobs, jobs, workspace
 
 Step = Literal["add", "remove", "compact"]
@@ -74,6 +74,7 @@ def search(
     where: list[str] | None = None,
     vectors: bool = False,
     model: str | None = None,
+    separator: str | None = None,
     folder: str | None = None,
 ) -> "int | State[None]":
     """Write the nearest neighbours of queries to a file, and return how many queries there were.
@@ -86,6 +87,7 @@ def search(
         where: conditions on carried columns, such as "price < 20".
         vectors: the query holds vectors, and no model is asked.
         model: where the folder's model lies now, if not where it was.
+        separator: of queries in CSV files; null to find it from the header of each.
         folder: the workspace (default: the one around the current folder).
     """
     if missed := lateness.missed():
@@ -93,7 +95,9 @@ def search(
     place = workspace.find(Path(folder) if folder else None)
     place.initialise()
     with place.settled():
-        answers = index_jobs.search(place, Path(index), query, k=k, where=where or [], vectors=vectors, model=model)
+        answers = index_jobs.search(
+            place, Path(index), query, k=k, where=where or [], vectors=vectors, model=model, separator=separator
+        )
         count = index_jobs.written(answers, Path(destination))
     get_run_logger().info("neighbours of %s queries in %s", f"{count:,}", destination)
     return count
@@ -109,9 +113,8 @@ def main() -> int:
         server.join("flows.indexes")
         made: Any = change(**given.parameters) if given.flow == "change" else search(**given.parameters)
         print(json.dumps(made, indent=2))
-    except (ValueError, LookupError, OSError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    except Exception as error:
+        return errors.tell(error)
     return 0
 
 

@@ -30,10 +30,13 @@ def is_scheduled() -> bool:
 
 
 def _scheduled() -> FlowRun | None:
-    """Return the flow run around this call if a schedule has created it: who starts one by hand wants it, and wants an error."""
+    """Return the flow run around this call if a schedule has created it and it runs for the first time.
+
+    Who starts one by hand, or retries one, wants it, and wants an error.
+    """
     context = FlowRunContext.get()
     run = context.flow_run if context else None
-    return run if isinstance(run, FlowRun) and run.auto_scheduled else None
+    return run if isinstance(run, FlowRun) and run.auto_scheduled and run.run_count <= 1 else None
 
 
 def late(due: datetime, now: datetime) -> str | None:

@@ -19,7 +19,7 @@ from prefect.client.schemas.objects import State
 from prefect.deployments import run_deployment
 from prefect.events import emit_event
 
-from flows import lateness, retries, server
+from flows import errors, lateness, retries, server
 from sevenfold import checkup, workspace
 from sevenfold.checkup import Outcome
 from sevenfold.monitoring import ROWS
@@ -266,9 +266,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    except (ValueError, LookupError, OSError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    except Exception as error:
+        return errors.tell(error)
     for name, verdict in verdicts.items():
         print(f"{name}: {verdict}")
     return 0

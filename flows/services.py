@@ -21,7 +21,7 @@ from pathlib import Path
 import filelock
 import psutil
 
-from flows import deployments, process, server
+from flows import deployments, errors, process, server
 from sevenfold import doors, files, workspace
 from sevenfold.registry import tracking
 from sevenfold.workspace import Workspace
@@ -356,9 +356,8 @@ def main() -> int:
         with place.settled():
             found = {"up": up, "down": down, "status": states, "deploy": deploy}[what](place)
             others = _strangers(place) if what in ("up", "deploy") else []
-    except (ValueError, LookupError, OSError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    except Exception as error:
+        return errors.tell(error)
     for one in found:
         print(f"{one.name:<9}{one.state:<9}{one.url}".rstrip())
     if what == "up":

@@ -17,12 +17,12 @@ from prefect.client.schemas.objects import State
 from prefect.futures import PrefectFuture
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from flows import apart, console, devices, lateness, process, retries
+from flows import apart, console, devices, errors, lateness, process, retries
 from flows.schedule import Schedule, wants_gpu
 from sevenfold import dispatch, election, files, params, pipeline, provenance, report, stages, workspace, worktrees
 from sevenfold.commands import project
 from sevenfold.pipeline import Reproduction, Stage
-from sevenfold.registry import runs, versions
+from sevenfold.registry import runs
 from sevenfold.workspace import Workspace
 
 Engine = Literal["local", "ray"]
@@ -93,8 +93,8 @@ def _train_apart(
     log = get_run_logger()
     code, said = apart.run(place, revision, data_rev, push=push, engine=engine, patience=patience, on_line=log.info)
     if code:
-        errors = [line.removeprefix("error: ") for line in said.splitlines() if line.startswith("error: ")]
-        raise RunError(errors[-1] if errors else f"the run in the worktree ended with {code}: {said}")
+        told = [line.removeprefix("error: ") for line in said.splitlines() if line.startswith("error: ")]
+        raise RunError(told[-1] if told else f"the run in the worktree ended with {code}: {said}")
 
 
 def _train(place: Workspace, *, push: bool, engine: Engine, patience: float) -> None:
@@ -314,7 +314,10 @@ def describe(outcome: election.Outcome) -> str:
 
 
 def _write_artifacts(place: Workspace, settings: params.Params, failures: Mapping[str, str]) -> None:
-    """Put verdicts, scores and links where a reader of the Prefect pages finds them."""
+    """Put failures, verdicts, scores and links where a reader of the Prefect pages finds them."""
+    if failures:
+        lines = "\n".join(f"- **{name}**: {reason}" for name, reason in failures.items())
+        create_markdown_artifact(f"# What failed\n\n{lines}", key="failures")
     for dataset in settings.datasets:
         if place.verdict(dataset).is_file():
             create_markdown_artifact(
@@ -323,8 +326,7 @@ def _write_artifacts(place: Workspace, settings: params.Params, failures: Mappin
                 description=f"Does {dataset} meet its expectations?",
             )
     if place.metrics.is_file():
-        champions = {name: version.label for name, version in versions.champions(place).items()}
-        table = console.results(files.read_json(place.metrics), champions)
+        table = console.results(files.read_json(place.metrics), console.champions(place))
         cells = [list(column.cells) for column in table.columns]
         heads = [
             "data set",
@@ -342,9 +344,6 @@ def _write_artifacts(place: Workspace, settings: params.Params, failures: Mappin
         )
     if place.report.is_file() and not worktrees.is_one(place):  # that one is kept in MLflow alone
         create_link_artifact(place.report.as_uri(), key="report", link_text="the report", description=str(place.report))
-    if failures:
-        lines = "\n".join(f"- **{name}**: {reason}" for name, reason in failures.items())
-        create_markdown_artifact(f"# What failed\n\n{lines}", key="failures")
 
 
 def _verdict(verdict: Mapping[str, Any]) -> str:
@@ -381,9 +380,8 @@ def main() -> int:
     except KeyboardInterrupt:
         print("interrupted; what was done is kept, and the next run goes on from there", file=sys.stderr)
         return 130
-    except (RunError, ValueError, LookupError, OSError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    except Exception as error:
+        return errors.tell(error)
     return 0
 
 

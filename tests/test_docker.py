@@ -1,12 +1,15 @@
 """Images, compose file, templates and scripts in docker/: what can be held of them without a Docker engine."""
 
 import fnmatch
+import hashlib
 import json
 import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import compose_spec
 import kubernetes_validate
@@ -15,7 +18,7 @@ import pytest
 from docker.types import DeviceRequest
 
 from sevenfold.workspace import Workspace
-from tests import topology
+from tests import postgresql, topology
 
 ROOT = Path(__file__).parent.parent
 DOCKERFILES = sorted((ROOT / "docker").glob("*Dockerfile"))
@@ -184,6 +187,9 @@ def test_a_service_takes_its_secrets_from_files_that_it_is_given(name):
 
 def test_mlflow_and_prefect_ask_for_a_password():
     assert "basic-auth" in SERVICES["mlflow"]["command"]
+    assert SERVICES["mlflow"]["command"][:3] == ["python", "/opt/sevenfold/admin.py", "mlflow"]
+    # The image alone starts what compose.yaml starts.
+    assert json.loads(dict(instructions(ROOT / "docker/mlflow.Dockerfile"))["CMD"]) == SERVICES["mlflow"]["command"]
     assert "MLFLOW_AUTH_ADMIN_PASSWORD_FILE" in SERVICES["mlflow"]["environment"]
     assert "PREFECT_SERVER_API_AUTH_STRING_FILE" in SERVICES["prefect"]["environment"]
 
@@ -220,6 +226,27 @@ def test_the_tracking_server_never_unpickles_and_tells_nobody():
         assert not re.search(
             r"^\s*\w*(password|secret|token)\w*\s*=", (ROOT / "mlflow" / name).read_text(), re.M | re.I
         )
+
+
+def test_the_hosts_of_operations_let_in_one_more_by_its_name_and_nobody_else():
+    from mlflow.server import security_utils
+
+    pages = (ROOT / "docs/operations.md").read_text()
+    default = topology.variables(SERVICES["mlflow"])["MLFLOW_SERVER_ALLOWED_HOSTS"]
+    shown = re.findall(r"MLFLOW_SERVER_ALLOWED_HOSTS='?([^\s']+)", pages)
+    assert shown == [f"{default},HOST,HOST:*"] * 2  # on one machine, and in Docker
+    hosts = shown[0].split(",")
+    let_in = ["HOST", "HOST:5000", "mlflow:5000", "127.0.0.1:5000", "localhost:5000", "[::1]:5000"]
+    assert [name for name in let_in if not security_utils.is_allowed_host_header(hosts, name)] == []
+    others = ["evil.example", "evil.example:5000", "HOST.evil.example", "HOST.evil.example:5000", "10.0.0.7:5000", ""]
+    assert [name for name in others if security_utils.is_allowed_host_header(hosts, name)] == []
+    # A page sends where it comes from with every question, also to its own server.
+    origins = re.findall(r"MLFLOW_SERVER_CORS_ALLOWED_ORIGINS=(\S+)", pages)
+    assert origins == ["http://HOST:5000", "https://HOST"]
+    for origin in origins:
+        assert not security_utils.should_block_cors_request(origin, "POST", [origin])
+        assert security_utils.should_block_cors_request(origin, "POST", None)
+        assert security_utils.should_block_cors_request("https://evil.example", "POST", [origin])
 
 
 @pytest.mark.parametrize("name", ["docker", "kubernetes", "process"])
@@ -289,8 +316,24 @@ def test_the_job_in_docker_gets_gpus_as_its_template_says():
     asked = json.loads(re.search(r"\{.*\}", described)[0])
     assert DeviceRequest(**asked["device_requests"][0])["Count"] == -1
     found = rendered(template)
-    assert found["volumes"] == ["/srv/sevenfold/workspace:/workspace", "/srv/sevenfold/secrets:/run/secrets:ro"]
     assert found["container_create_kwargs"]["user"] == "1000:1000"
+
+
+def test_a_run_in_docker_sees_the_checkout_and_the_secrets_that_its_variables_name_and_no_other():
+    found = rendered(json.loads((ROOT / "docker/work-pools/docker.json").read_text()))
+    variables = {one["name"]: one["value"] for one in found["env"]}
+    named = sorted(value for name, value in variables.items() if name.endswith("_FILE"))
+    assert len(named) == 4
+    files = [f"/srv/sevenfold/secrets/{path.removeprefix('/run/secrets/')}:{path}:ro" for path in named]
+    assert found["volumes"] == ["/srv/sevenfold/workspace:/workspace", *files]
+
+
+def test_whoever_the_owner_is_can_write_a_backup():
+    (made,) = [rest for name, rest in instructions(ROOT / "docker/mlflow.Dockerfile") if "/backups" in rest]
+    # Nothing says whose it is: compose.yaml lets OWNER be anybody.
+    assert made.split(" && ") == ["mkdir /backups", "chmod 1777 /backups"]
+    assert "user" in SERVICES["backup"]
+    assert "backups:/backups" in SERVICES["backup"]["volumes"]
 
 
 def script(name, *arguments, **variables):
@@ -352,6 +395,43 @@ def test_a_restore_says_what_it_wants(arguments, message):
     done = script("restore.sh", *arguments)
     assert done.returncode in {1, 2}
     assert message in done.stderr
+
+
+def test_a_restore_counts_clients_and_not_what_postgresql_does_by_itself(tmp_path):
+    (tmp_path / "python").write_text("#!/bin/sh\necho 0\n")  # a store without an object
+    (tmp_path / "python").chmod(0o755)
+    (tmp_path / "backup").mkdir()
+    (tmp_path / "backup/SHA256SUMS").write_text(f"{hashlib.sha256(b'').hexdigest()}  bucket.tar\n")
+    (tmp_path / "backup/bucket.tar").touch()
+    with postgresql.running() as server:
+        where = urlsplit(server.url)
+        who = {
+            "PGHOST": where.hostname,
+            "PGPORT": str(where.port),
+            "PGUSER": where.username,
+            "PGPASSWORD": where.password,
+        }
+        made = script("databases.sh", **who, MLFLOW_DATABASE_PASSWORD="m", PREFECT_DATABASE_PASSWORD="p")
+        assert made.returncode == 0, made.stderr
+        psql = ["psql", "--no-psqlrc", "--tuples-only", "--no-align"]
+        variables = {"PATH": os.environ["PATH"], **who}
+        # Whose question a second process of the server answers, as it does for a large table.
+        asked = "SET force_parallel_mode = on; SELECT pg_sleep(600)"
+        counted = "SELECT count(*) FROM pg_stat_activity WHERE datname = 'mlflow'"
+        with subprocess.Popen([*psql, "--dbname", "mlflow", "--command", asked], env=variables) as client:
+            try:
+                for _ in range(100):
+                    found = subprocess.run([*psql, "--dbname", "prefect", "--command", counted], env=variables,
+                                           capture_output=True, text=True, check=True)  # fmt: skip
+                    if found.stdout.strip() == "2":
+                        break
+                    time.sleep(0.1)
+                assert found.stdout.strip() == "2"
+                told = script("restore.sh", tmp_path / "backup", **who, PYTHON=str(tmp_path / "python"))
+            finally:
+                client.kill()
+    assert told.returncode == 1
+    assert told.stderr == "error: 1 others use the database mlflow; end the servers and workers first\n"
 
 
 def test_commands_of_operations_name_files_services_profiles_and_variables_that_there_are():

@@ -36,6 +36,26 @@ def bundle_digests(project):
     return {str(f.relative_to(project.root)): bundles.digest(f) for f in folders}
 
 
+@pytest.mark.parametrize(
+    ("told", "shown"),
+    [
+        ("no file at https://me:hunter1@host/store?token=hunter2&more=a%20b", "no file at https://host/store"),
+        ("403, url='https://host/store/files/md5?token=hunter2&more=a%20b'", "403, url='https://host/store/files/md5'"),
+        ("403, url='https://host/store?token=hunter2&more=a b'", "403, url='https://host/store'"),
+        ("Cannot connect to me:hunter1@host:443", "Cannot connect to host:443"),
+        ("query: token=hunter2&more=a%20b", "query: "),
+        ("/mnt/store?odd is no folder", "/mnt/store?odd is no folder"),
+        ("s3://bucket/path: no such bucket", "s3://bucket/path: no such bucket"),
+    ],
+)
+def test_what_is_secret_in_the_address_of_a_remote_stands_in_no_text_of_dvcs(told, shown, tmp_path):
+    (tmp_path / ".dvc").mkdir()
+    urls = ["https://me:hunter1@host/store?token=hunter2&more=a%20b", "/mnt/store?odd", "s3://bucket/path"]
+    lines = [f"['remote \"{number}\"']\n    url = {url}\n" for number, url in enumerate(urls)]
+    (tmp_path / ".dvc/config").write_text("".join(lines))
+    assert pipeline._discreet(Workspace(tmp_path), told) == shown
+
+
 def test_dvc_alone_builds_every_metric_plot_and_bundle_without_a_server(reproduced):
     root = reproduced.root
     metrics = json.loads((root / "results/metrics.json").read_text())

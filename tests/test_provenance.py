@@ -76,6 +76,49 @@ def test_the_patch_makes_sources_again_without_secrets_or_other_files_of_the_use
         assert (tmp_path / "again" / name).read_bytes() == (place.root.parent / name).read_bytes()
 
 
+def test_a_tracked_file_that_may_hold_a_secret_is_left_out_of_the_patch_and_the_tags_say_so(place, tmp_path):
+    (place.root / ".dvc").mkdir()
+    secrets = [".dvc/config", ".env", "id_[odd] *name", "server.pem"]
+    for name in secrets:
+        (place.root / name).write_text("without\n")
+    git(place.root, "add", "--all")
+    git(place.root, "commit", "--quiet", "--message", "more")
+    for name in secrets[1:]:
+        (place.root / name).write_text("hunter2\n")
+    (place.root / ".dvc/config").write_text("['remote \"r\"']\n    secret_access_key = hunter2\n")
+    alone = provenance.collect(place)
+    assert (alone.dirty, alone.patch) == (True, None)
+    told = "4 files that may hold secrets were left out: project/.dvc/config, project/.env, project/id_[odd] *name and 1 more"
+    assert alone.tags()["git_patch"] == told
+    (place.root / "code.py").write_text("new = 2\n")
+    found = provenance.collect(place)
+    assert found.tags()["git_patch"] == f"kept; {told}"
+    assert b"new = 2" in found.patch
+    assert b"hunter2" not in found.patch
+    (tmp_path / "patch").write_bytes(found.patch)
+    git(tmp_path, "clone", "--quiet", str(place.root.parent), "again")
+    git(tmp_path / "again", "apply", "--binary", str(tmp_path / "patch"))
+    assert (tmp_path / "again/project/.env").read_text() == "without\n"
+
+
+def test_a_secret_that_is_gone_is_left_out_too(place):
+    (place.root / ".env").write_text("hunter2\n" * 20)
+    git(place.root, "add", "--all")
+    git(place.root, "commit", "--quiet", "--message", "more")
+    git(place.root, "rm", "--quiet", ".env")
+    (place.root / "code.py").write_text("new = 2\n")
+    found = provenance.collect(place)
+    assert b"hunter2" not in found.patch
+    assert "left out: project/.env" in found.unkept
+
+
+def test_changes_in_the_users_own_files_alone_make_no_patch(place):
+    (place.root / "notes.txt").write_text("mine\n")
+    found = provenance.collect(place)
+    assert (found.dirty, found.patch) == (True, None)
+    assert found.tags()["git_patch"] == "they are in files of the user's own, which are not kept"
+
+
 def test_a_patch_that_is_too_large_is_not_kept_and_the_tags_say_so(place, tmp_path, monkeypatch):
     monkeypatch.setattr(provenance, "MOST_PATCH", 100)
     change(place)

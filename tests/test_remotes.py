@@ -1,5 +1,6 @@
 """Data come from DVC's remote and results go there; a remote that cannot be used is told before anything is trained."""
 
+import http.server
 import shutil
 import threading
 
@@ -67,6 +68,40 @@ def test_a_kind_of_remote_whose_library_is_not_installed_is_told(place):
     remote(place, "gs://bucket/path")
     with pytest.raises(pipeline.RemoteError, match=r"cannot be used: .*dvc-gs"):
         pipeline.reach(place)
+
+
+def test_no_error_of_a_remote_shows_what_is_secret_in_its_address(place):
+    class Refuses(http.server.BaseHTTPRequestHandler):
+        def answer(self):
+            self.send_response(403)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        do_GET = do_HEAD = do_POST = do_PUT = answer  # noqa: N815
+
+        def log_message(self, *_):
+            pass
+
+    told = []
+
+    def ask(call, *arguments):
+        with pytest.raises((pipeline.RemoteError, LookupError)) as error:
+            call(place, *arguments)
+        told.append(str(error.value))
+
+    data(place, "3\n")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Refuses) as store:
+        threading.Thread(target=store.serve_forever, daemon=True).start()
+        remote(place, f"http://me:hunter1@127.0.0.1:{store.server_port}/store?token=hunter2&more=a%20b")
+        ask(pipeline.reach)
+        ask(pipeline.push)
+        shutil.rmtree(place.root / ".dvc" / "cache")
+        place.raw("rows.csv").unlink()
+        ask(bring)
+        ask(pipeline.bring, "data/raw/rows.csv.dvc")
+        store.shutdown()
+    assert [text for text in told if "hunter" in text or "token" in text] == []
+    assert f"127.0.0.1:{store.server_port}/store" in told[0]
 
 
 def test_data_that_are_neither_here_nor_there_are_all_named_in_one_error(place, tmp_path):

@@ -1,18 +1,23 @@
 """Services: what `make up` starts, what its schedule and its worker do, and what becomes of runs that nobody ends."""
 
+import http.server
 import json
 import os
 import socket
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from uuid import uuid4
 
 import pandas as pd
 import psutil
 import pytest
+from prefect.client.schemas.objects import FlowRun
+from prefect.context import FlowRunContext
 
 from conftest import ONE_TABLE, ROOT, make_project
 from flows import backfill, deployments, lateness, process, server, services
@@ -37,6 +42,18 @@ def test_a_run_by_hand_is_never_missed_or_skipped():
     assert lateness.skipped(RuntimeError("another run works")) is None
 
 
+@pytest.mark.parametrize(("by_schedule", "count", "is_one"), [(True, 1, True), (True, 2, False), (False, 1, False)])
+def test_a_run_of_a_schedule_that_is_retried_is_one_by_hand(by_schedule, count, is_one):
+    # Prefect counts a run before it begins, so the first is number 1.
+    run = FlowRun(
+        flow_id=uuid4(), auto_scheduled=by_schedule, run_count=count, expected_start_time=NOW - timedelta(days=1)
+    )
+    with FlowRunContext.model_construct(flow_run=run):
+        assert lateness.is_scheduled() is is_one
+        assert (lateness.missed() is not None) is is_one
+        assert (lateness.skipped(RuntimeError("another run works")) is not None) is is_one
+
+
 @pytest.mark.parametrize("port", ["http", "0", "65536", "-1"])
 def test_a_port_that_is_none_is_refused(port, monkeypatch):
     monkeypatch.setenv("SEVENFOLD_MLFLOW_PORT", port)
@@ -50,6 +67,55 @@ def test_a_server_of_the_users_own_is_not_replaced(tmp_path, monkeypatch):
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
     with pytest.raises(services.ServiceError, match=r"PREFECT_API_URL is http://127\.0\.0\.1:9/api; expected none"):
         services.up(Workspace(tmp_path))
+
+
+@contextmanager
+def answering(status, kind, body):
+    """Serve the same answer to everybody, and give its address."""
+
+    class Same(http.server.BaseHTTPRequestHandler):
+        def answer(self):
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            self.send_response(status)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        do_GET = do_POST = answer  # noqa: N815
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Same) as there:
+        thread = threading.Thread(target=there.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{there.server_port}"
+        finally:
+            there.shutdown()
+            thread.join()
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "body", "said"),
+    [
+        (422, "application/json", b'{"detail": "not so"}', "answers with status 422"),
+        (404, "application/json", b'{"detail": "Not Found"}', "answers with status 404"),
+        (405, "text/html", b"<html>no</html>", "answers with status 405"),
+        (200, "text/html", b"<html>a page</html>", "answers, and not as Prefect does"),
+        (200, "application/json", b'{"another": "program"}', "answers, and not as Prefect does"),
+    ],
+)
+def test_what_is_no_prefect_server_is_told_with_its_address_and_what_that_should_be(status, kind, body, said):
+    with answering(status, kind, body) as url:
+        environment = os.environ | {"PREFECT_API_URL": url}
+        for ask in (deployments.put, deployments.strangers):
+            with pytest.raises(deployments.DeploymentError) as error:
+                ask(ROOT, environment)
+            assert str(error.value).startswith(
+                f"what stands at {url} {said}; expected a Prefect server, whose address ends in /api"
+            )
 
 
 def test_there_is_nothing_to_deploy_to_without_a_server(tmp_path, monkeypatch):
@@ -471,12 +537,15 @@ def test_services_that_others_reach_let_in_who_has_the_password_and_show_it_to_n
         assert "does not let in who comes with PREFECT_API_AUTH_STRING" in wrong.stderr
         assert "Traceback" not in wrong.stderr
         # With a new password a door is another one, and the old one opens nothing.
-        there.settings["PREFECT_SERVER_API_AUTH_STRING"] += "-new"
+        for name in ("PREFECT_SERVER_API_AUTH_STRING", "MLFLOW_AUTH_ADMIN_PASSWORD"):
+            there.settings[name] += "-new"
         again = there.call("up")
         assert again.returncode == 0, again.stderr
         address = f"http://127.0.0.1:{prefect}/api/admin/version"
         assert topology.asked(address, **topology.basic(secrets["PREFECT_SERVER_API_AUTH_STRING"])) == 401
         assert topology.asked(address, **topology.basic(there.settings["PREFECT_SERVER_API_AUTH_STRING"])) == 200
+        assert topology.asked(runs, **topology.basic("admin:" + secrets["MLFLOW_AUTH_ADMIN_PASSWORD"])) == 401
+        assert topology.asked(runs, **topology.basic("admin:" + there.settings["MLFLOW_AUTH_ADMIN_PASSWORD"])) == 200
         assert topology.MARKER not in again.stdout + again.stderr + there.call("status").stdout
     assert seen == []
     files = [p for p in project.root.rglob("*") if p.is_file()]

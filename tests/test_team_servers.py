@@ -283,9 +283,9 @@ def test_a_backup_brings_back_the_champion_with_its_answers_to_the_byte(ran, tmp
 
 @pytest.mark.slow
 def test_a_server_of_one_machine_asks_for_a_password_where_one_is_set(tmp_path, monkeypatch):
-    for name in ("server.env", "basic_auth.ini"):
-        (tmp_path / "mlflow").mkdir(exist_ok=True)
-        (tmp_path / "mlflow" / name).write_bytes((topology.ROOT / "mlflow" / name).read_bytes())
+    for name in ("mlflow/server.env", "mlflow/basic_auth.ini", "docker/admin.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes((topology.ROOT / name).read_bytes())
     with tiny.workspace(tmp_path) as place:
         password = f"{topology.MARKER}-100%"
         monkeypatch.setenv("MLFLOW_AUTH_ADMIN_PASSWORD", password)

@@ -17,7 +17,7 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 from sevenfold.workspace import Workspace
 
@@ -198,6 +198,23 @@ def _shown(url: str) -> str:
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
+def _discreet(workspace: Workspace, text: str) -> str:
+    """Return a text of DVC's or of a store's without what may be secret in the addresses of the remotes."""
+    for options in _config(workspace).read().get("remote", {}).values():
+        url = str(options.get("url", ""))
+        if "://" not in url:
+            continue
+        parts = urlsplit(url)
+        who, query = parts.netloc.rpartition("@")[0], parts.query
+        text = text.replace(url, _shown(url))
+        # A library may have put the path of a file, or what it escapes, between them.
+        for told in (f"{who}@", f"{unquote(who)}@") if who else ():
+            text = text.replace(told, "")
+        for told in (query, unquote(query)) if query else ():
+            text = text.replace(f"?{told}", "").replace(told, "")
+    return text
+
+
 def reach(workspace: Workspace) -> None:
     """Ask the default remote whether it is there, which costs a request.
 
@@ -223,8 +240,9 @@ def reach(workspace: Workspace) -> None:
     if asking.is_alive():
         trouble.append(f"it does not answer within {ANSWER:.0f} s")
     if trouble:
+        why = _discreet(workspace, trouble[0])
         raise RemoteError(
-            f"{there} cannot be used: {trouble[0]}; see that it is there and that your keys are right, look at its settings by "
+            f"{there} cannot be used: {why}; see that it is there and that your keys are right, look at its settings by "
             f"`dvc remote list` and `dvc config --list`, or leave it out by --no-push"
         )
 
@@ -260,7 +278,7 @@ def restore(workspace: Workspace, *, remote: bool) -> list[str]:
         nodes = {_name(workspace, node): node for node in repository.index.graph if node.cmd}
         changed = [name for name in order if nodes[name].changed()]
         if remote and changed:
-            _bring_record(repository)
+            _bring_record(workspace, repository)
         for name in changed:
             with suppress(Exception):  # of DVC's or of some store's: what cannot be had is made
                 repository.stage_cache.restore(nodes[name], pull=remote)
@@ -280,7 +298,7 @@ def _quiet() -> Iterator[None]:
         log.setLevel(before)
 
 
-def _bring_record(repository: Any) -> None:
+def _bring_record(workspace: Workspace, repository: Any) -> None:
     """Copy the remote's record of runs into the cache, as far as it is not there."""
     from dvc.config import RemoteConfigError
     from dvc.stage.cache import RunCacheNotSupported
@@ -291,9 +309,9 @@ def _bring_record(repository: Any) -> None:
             repository.stage_cache.transfer(there, repository.cache.legacy, force=False)
         except Exception as error:  # each kind of store has its own
             raise RemoteError(
-                f"the record of runs in DVC's default remote cannot be read ({error}); try again, or leave the remote out by "
-                "--no-push"
-            ) from error
+                f"the record of runs in DVC's default remote cannot be read ({_discreet(workspace, str(error))}); try again, or "
+                "leave the remote out by --no-push"
+            ) from None  # logs show causes, too
 
 
 @contextmanager
@@ -344,7 +362,7 @@ def _dvc(workspace: Workspace, *arguments: str) -> str:
     environment = workspace.environment()
     done = subprocess.run(command, cwd=workspace.root, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
-        _raise(" ".join(command), done.stdout + done.stderr)
+        _raise(" ".join(command), _discreet(workspace, done.stdout + done.stderr))
     return done.stdout
 
 

@@ -8,7 +8,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
@@ -32,7 +32,7 @@ class Provenance:
     commit: hexadecimal, or "none" outside git and before the first commit.
     dirty: files differ from that commit, or there are others that git does not ignore.
     patch: what differs, as `git apply --binary` takes it; None where nothing does, or where it is not kept.
-    unkept: why the patch is not kept, or "".
+    unkept: why the patch, or what part of it, is not kept, or "".
     lock_digest: SHA-256 of dvc.lock, or "none".
     environment: Python, platform, packages, hardware and threads, as in environment.json.
     """
@@ -196,12 +196,19 @@ def _patch(folder: Path) -> tuple[bytes | None, str]:
         added = not others or _git(root, "--literal-pathspecs", "add", "--", *others, **variables) is not None
         if _git(root, "add", "--update", **variables) is None or not added:
             return None, "git cannot read every file that differs"
+        listed = _git(root, "diff", "--cached", "--name-only", "--no-renames", "-z", "HEAD", **variables) or b""
+        secret = [name for name in map(os.fsdecode, listed.split(b"\0")) if name and _is_secret(name, place)]
         # In the form that `git apply` takes, whatever the user's own settings are.
         plain = ("--binary", "--no-color", "--no-ext-diff", "--no-textconv", "--src-prefix=a/", "--dst-prefix=b/")
-        patch = _git(root, "diff", "--cached", *plain, "HEAD", **variables)
+        without = ("--", ".", *(f":(exclude,literal){name}" for name in secret))
+        patch = _git(root, "diff", "--cached", *plain, "HEAD", *without, **variables)
     if patch is None:
         return None, "git cannot say what differs"
-    return (patch, "") if len(patch) <= MOST_PATCH else (None, _too_large(len(patch)))
+    if len(patch) > MOST_PATCH:
+        return None, _too_large(len(patch))
+    if not patch:  # which `git apply` does not take
+        return None, _left_out(secret) if secret else "they are in files of the user's own, which are not kept"
+    return patch, f"kept; {_left_out(secret)}" if secret else ""
 
 
 def _is_source(name: str, place: str) -> bool:
@@ -218,15 +225,31 @@ def _is_source(name: str, place: str) -> bool:
         if not path.is_relative_to(place):
             return False
         path = path.relative_to(place)
-    if any(fnmatch.fnmatch(part.lower(), pattern) for part in path.parts for pattern in _SECRET):
+    if _is_secret(name, place):
         return False
     return path.suffix == ".dvc" or path.parts[0] in _SOURCES or path.parts[:2] == ("data", "expectations")
+
+
+def _is_secret(name: str, place: str) -> bool:
+    """Say whether a file's name is that of one that may hold a secret, whether git knows the file or not."""
+    path = PurePosixPath(name)
+    if path.is_relative_to(place):
+        path = path.relative_to(place)  # what the workspace and the folders above it are called says nothing
+    if path.parent.name == ".dvc" and path.name.startswith("config"):  # a remote's part may hold keys
+        return True
+    return any(fnmatch.fnmatch(part.lower(), pattern) for part in path.parts for pattern in _SECRET)
 
 
 _SOURCES = frozenset(
     {"src", "flows", "params", "params.yaml", "dvc.yaml", "dvc.lock", "pyproject.toml", "constraints.txt"}
 )
 _SECRET = (".env*", "*.pem", "*.key", "*credential*", "*secret*", "*password*", "id_*")
+
+
+def _left_out(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 3:,} more" if len(names) > 3 else ""
+    were = "file that may hold secrets was" if len(names) == 1 else "files that may hold secrets were"
+    return f"{len(names):,} {were} left out: {', '.join(names[:3])}{more}"
 
 
 def _too_large(size: int) -> str:

@@ -80,6 +80,6 @@ def _dataset_add(given: argparse.Namespace) -> int:
     names = " ".join(str(path.relative_to(place.root)) for path in kept)
     if given.run:
         print(f"keep them by `git add {names}`", flush=True)
-        return project.run()
+        return project.run(debug=given.debug)
     print(f"next: read them, `git add {names}`, then `sevenfold run`")
     return 0

@@ -11,6 +11,9 @@ from typing import Any, NoReturn, get_args
 from sevenfold import periods, workspace
 from sevenfold.commands import base
 
+DEBUG = "SEVENFOLD_DEBUG"
+"""The variable that has the process of a flow show where its error came from, as `--debug` has a command."""
+
 
 def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add these commands."""
@@ -75,26 +78,28 @@ def run_options(*, push: bool, engine: str) -> list[str]:
 def _run(given: argparse.Namespace) -> int:
     revision = [] if given.revision is None else ["--revision", given.revision]
     data = [] if given.data_rev is None else ["--data-rev", given.data_rev]
-    return run(*revision, *data, *run_options(push=given.push, engine=given.engine))
+    return run(*revision, *data, *run_options(push=given.push, engine=given.engine), debug=given.debug)
 
 
-def run(*options: str) -> int:
+def run(*options: str, debug: bool) -> int:
     """Give this process over to the flows, which train what is stale, elect champions and score a batch.
 
     Args:
         options: of a run, as the command line has them.
+        debug: an error is to be shown with where it came from.
     """
     # A run at a commit has nothing to do with what the folder holds now.
     base.initialised(check=not any(option in ("--revision", "--data-rev") for option in options))
-    return _flow("flows", *options)
+    return _flow("flows", *options, debug=debug)
 
 
-def _flow(module: str, *arguments: str) -> NoReturn:
+def _flow(module: str, *arguments: str, debug: bool) -> NoReturn:
     place = workspace.find()
     os.chdir(place.root)
     # Flows are the workspace's own files, above this package. They take this process over, so that Ctrl-C and a request
     # to end reach them and nobody in between.
-    os.execve(sys.executable, [sys.executable, "-m", module, *arguments], place.environment())
+    environment = place.environment() | ({DEBUG: "1"} if debug else {})
+    os.execve(sys.executable, [sys.executable, "-m", module, *arguments], environment)
 
 
 def _stage(given: argparse.Namespace) -> int:
@@ -142,7 +147,7 @@ def _backfill(given: argparse.Namespace) -> int:
         "concurrency": given.concurrency,
         "again": given.again,
     }
-    return _flow("flows.backfill", json.dumps(asked))
+    return _flow("flows.backfill", json.dumps(asked), debug=given.debug)
 
 
 def _parameter(text: str) -> tuple[str, Any]:

@@ -4,6 +4,7 @@ import configparser
 import getpass
 import importlib.metadata
 import os
+import re
 import secrets
 import subprocess
 import sys
@@ -99,7 +100,8 @@ def is_secured() -> bool:
 def server_command(workspace: Workspace, *, host: str, port: int) -> list[str]:
     """Return the command of a server of the workspace's store, to be run with `server_environment`.
 
-    What a command holds every user of the machine can read, so this one holds no address of a database but that of a file.
+    What a command holds every user of the machine can read, so this one holds no address of a database but that of a file. With
+    a password it gives that to the first user before it serves, as in docker/compose.yaml.
 
     Raises:
         ValueError: others would reach it, and it would ask them for no password.
@@ -110,7 +112,8 @@ def server_command(workspace: Workspace, *, host: str, port: int) -> list[str]:
     command += ["--artifacts-destination", files_at]
     command += ["--app-name", "basic-auth"] if is_secured() else []
     store = _served_store(workspace)
-    return [*command, "--backend-store-uri", store] if store.startswith("sqlite:///") else command
+    command += ["--backend-store-uri", store] if store.startswith("sqlite:///") else []
+    return [sys.executable, str(workspace.root / "docker" / "admin.py"), *command] if is_secured() else command
 
 
 def server_environment(workspace: Workspace) -> dict[str, str]:
@@ -161,6 +164,17 @@ def may_pass(error: object) -> bool:
     away = (requests.ConnectionError, requests.Timeout, ConnectionError, TimeoutError)
     # An object store's client has errors of its own, and need not be installed.
     return isinstance(error, away) or type(error).__module__.startswith("botocore.")
+
+
+def sentence(error: object) -> str:
+    """Return an error of MLflow's as a sentence without a user or a password, or "" where it is not one of MLflow's."""
+    from mlflow.exceptions import MlflowException
+
+    if not isinstance(error, MlflowException):
+        return ""
+    said = re.sub(r"://[^/@\s]*@", "://", str(error).strip().partition("\n")[0])
+    rest = "; look at the tracking server, and repeat once it answers" if may_pass(error) else ""
+    return f"the tracking store does not do as it should: {said}{rest}"
 
 
 def client(workspace: Workspace) -> "MlflowClient":
