@@ -295,9 +295,11 @@ def test_a_cluster_that_is_not_there_is_told_at_once(tmp_path, rows, monkeypatch
 
 def attempted(parts, version=None, content=None, meanwhile=lambda: None):
     """Return what a worker tells of a partition."""
+    import pyarrow
+
     from sevenfold import __version__, sinks, sources
 
-    task = jobs.Task("encode", None, 64, False, sinks.Arrays(), None, parts, {})
+    task = jobs.Task("encode", None, 64, False, sinks.Arrays(pyarrow.schema([])), None, parts, {})
     part = next(sources.open_source(parts.parent / "rows.parquet").partitions(64))
     given = {"content": content or {}, "task": task, "only_look": False, "version": version or __version__}
     meanwhile()

@@ -418,16 +418,20 @@ def test_what_comes_into_a_folder_while_its_job_is_under_way_is_not_replaced(tmp
             put_in(progress)
             raise KeyboardInterrupt
 
+    def take_out(progress):
+        for path in out.glob("*"):
+            path.unlink()
+
     for then, error in ((put_in_and_stop, KeyboardInterrupt), (put_in, FileExistsError)):
         with pytest.raises(error):
             run(source, out, partition_rows=16, workers=1, on_progress=then)
         with pytest.raises(
-            FileExistsError, match=r"came there since the job began, .* newest are thesis\.txt.*move away"
+            FileExistsError, match=r"1 files that came there since the job began, .*: .thesis\.txt.*move away"
         ):
             run(source, out, partition_rows=16, begun=begun)
         assert (out / "thesis.txt").read_text() == "mine"
         (out / "thesis.txt").unlink()
-    run(source, out, partition_rows=16, begun=begun)
+    run(source, out, partition_rows=16, begun=begun, on_progress=take_out)  # what is gone is nobody's
     assert sorted(outputs.names(out)) == ["part-00000.parquet", "part-00001.parquet", "part-00002.parquet"]
 
 
@@ -450,6 +454,27 @@ def test_an_output_without_a_name_is_refused(tmp_path, monkeypatch):
             run(tmp_path / "in.csv", Path(name))
 
 
+@pytest.mark.parametrize("suffix", ["", ".parquet", ".csv", ".npz"])
+def test_columns_that_files_keep_in_their_own_ways_come_out_as_one(tmp_path, suffix):
+    frame = tiny.table(200).frame
+    (tmp_path / "in").mkdir()
+    few, many = (
+        pd.Series(["a", "b"] * 100, dtype="category"),
+        pd.Series([f"n{i}" for i in range(200)], dtype="category"),
+    )
+    for name, note, size in (("a", few, None), ("b", many, 1.5), ("c", many.astype(str), 2.5), ("d", None, None)):
+        frame.assign(note=note, size=size).to_parquet(tmp_path / "in" / f"{name}.parquet")
+    run(tmp_path / "in", tmp_path / f"out{suffix}", batch_size=64)
+    made = read(tmp_path / f"out{suffix}") if suffix else pd.read_parquet(tmp_path / "out")
+    wanted = [*few.astype(str), *many.astype(str), *many.astype(str), *[""] * 200]
+    assert made["note"].astype(object).fillna("").tolist() == wanted
+    assert made["size"].astype(float).fillna(0).tolist() == [0.0] * 200 + [1.5] * 200 + [2.5] * 200 + [0.0] * 200
+    bad = tmp_path / "in" / "e.parquet"
+    frame.assign(note=many, size=1.0, city="Atlantis").to_parquet(bad)
+    run(tmp_path / "in", tmp_path / "good.parquet", batch_size=64, on_bad_rows="quarantine")
+    assert formats.read(jobs.quarantine_path(tmp_path / "good.parquet")).frame["note"].tolist() == many.tolist()
+
+
 def test_decimals_come_back_as_decimals_with_gaps_filled_whatever_the_batches(tmp_path):
     frame = tiny.table(60).frame.assign(total=[decimal.Decimal(f"{10**20 + i}.5") for i in range(60)])
     kinds = {"income": pyarrow.decimal128(12, 2), "total": pyarrow.decimal128(30, 1)}
@@ -469,6 +494,16 @@ def test_decimals_come_back_as_decimals_with_gaps_filled_whatever_the_batches(tm
     known = table["income"].is_valid()
     assert found["income"].filter(known).equals(table["income"].filter(known))
     assert found["income"].null_count == 0
+    run(tmp_path / "in.parquet", tmp_path / "out.npz", "impute", name="imputation")
+    made = read(tmp_path / "out.npz")
+    np.testing.assert_allclose(made["income"], np.asarray(found["income"], float), atol=0.0051)  # fills rounded there
+    assert made["total"].tolist() == [str(value) for value in frame["total"]]
+    # A fill is no larger than the column can be.
+    few = pyarrow.array([decimal.Decimal("9.98"), None] * 30, pyarrow.decimal128(3, 2))
+    narrow = table.set_column(table.schema.get_field_index("income"), "income", few)
+    pyarrow.parquet.write_table(narrow, tmp_path / "narrow.parquet")
+    run(tmp_path / "narrow.parquet", tmp_path / "narrow-out.parquet", "impute", name="imputation")
+    assert pyarrow.parquet.read_table(tmp_path / "narrow-out.parquet")["income"].type == pyarrow.decimal128(3, 2)
 
 
 @pytest.mark.parametrize(

@@ -165,7 +165,7 @@ TABLES = {"": sinks.Partitions, ".parquet": sinks.OneTable, ".csv": sinks.Csv}
 
 
 def sink(suffix, schema):
-    return sinks.Arrays() if suffix == ".npz" else TABLES[suffix](schema)
+    return sinks.Arrays(schema) if suffix == ".npz" else TABLES[suffix](schema)
 
 
 @settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -274,7 +274,7 @@ def test_images_that_differ_do_not_go_into_one_array(tmp_path, other):
     first = Rows(pd.DataFrame(index=range(5)), pictures(np.uint8, (6, 4)))
     second = Rows(pd.DataFrame(index=range(5)), other)
     to, told = (
-        sinks.Arrays(),
+        sinks.Arrays(pyarrow.schema([])),
         r"images of several sizes or types \('6x.*', '6x.*'\) cannot be in one \.npz file; write to a folder",
     )
     with pytest.raises(FormatError, match=told):

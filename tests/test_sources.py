@@ -200,9 +200,17 @@ def test_files_behind_links_to_folders_belong_to_a_folder_each_once(tmp_path):
     tiny.table(20).frame.to_csv(tmp_path / "folder/sub/b.csv", index=False)
     (tmp_path / "folder/link").symlink_to("../elsewhere")
     (tmp_path / "folder/sub/up").symlink_to("..")
+    (tmp_path / "folder/above").symlink_to("../..")
+    (tmp_path / "folder/latest").symlink_to("sub")
+    (tmp_path / "folder/same").symlink_to("../elsewhere")
+    (tmp_path / "folder/latest.csv").symlink_to("sub/b.csv")
     (tmp_path / "folder/gone.csv").symlink_to("nowhere.csv")
+    (tmp_path / "folder/.store").mkdir()
+    tiny.table(20).frame.to_csv(tmp_path / "folder/.store/c.csv", index=False)
+    (tmp_path / "folder/stored").symlink_to(".store")
+    (tmp_path / "folder/stored.csv").symlink_to(".store/c.csv")
     found = sources.open_source(tmp_path / "folder")
-    assert [file.name for file in found.files] == ["link/a.csv", "sub/b.csv"]
+    assert [file.name for file in found.files] == ["link/a.csv", "stored/c.csv", "stored.csv", "sub/b.csv"]
 
 
 def test_a_name_that_is_no_text_is_refused(tmp_path):
@@ -217,6 +225,10 @@ def test_a_name_that_is_no_text_is_refused(tmp_path):
         ("customer (no, old);city;age", ";"),
         ("\n  \ncity;age", ";"),
         ('"a;b;c;d",city', ","),
+        ('date;"amount, EUR"', ";"),
+        ('age;"income, total, ""net"", EUR"', ";"),
+        ('"a, b"\t"c, d"', "\t"),
+        (",".join(f"gene_{i:06d}" for i in range(15_000)), ","),
         ("a\tb, c\td", "\t"),
         ("city|age", "|"),
         ("city", ","),

@@ -580,15 +580,15 @@ class _Packer:
                 break
             some = [names[i] for i in left]
             if self._target.rate is not None:
-                good = self._alone(x[left], some, pixels[left], rung) * 8 <= self._target.rate * area
+                good = self._alone(x[left], some, pixels[left], rung, n) * 8 <= self._target.rate * area
             else:
                 assert self._target.psnr is not None
                 good = self._made(x[left], some, pixels[left], rung)[1] >= self._target.psnr
             rungs[left[good]], reached[left[good]] = rung, True
         return rungs, reached
 
-    def _alone(self, x: np.ndarray, names: list[str], pixels: np.ndarray, rung: int) -> np.ndarray:
-        """Return how many bytes each image would take in a chunk of its own, or a bit more, (n,)."""
+    def _alone(self, x: np.ndarray, names: list[str], pixels: np.ndarray, rung: int, size: int) -> np.ndarray:
+        """Return how many bytes each image of a group of this size would take in a chunk of its own, or a bit more, (n,)."""
         payload = self._application.payload(self._model, x, rung)
         if len(x) == 1:
             sizes = np.array([len(payload.content)])
@@ -596,9 +596,7 @@ class _Packer:
             # A stream has a checksum and is made of words; what follows after the point is of sums in another order.
             sizes = np.ceil(payload.bits * 1.0001 / 8) + math.ceil(entropy.OVERHEAD / 8) + 4
         digests = [bytes(DIGEST)]
-        group = (
-            None if len(x) == 1 else _Group(len(x), len(x), (len(x),))
-        )  # which may be told of each, in as many bytes
+        group = None if size == 1 else _Group(size, size, (size,))  # no image's own takes more bytes
         frames = [
             Chunk(1 << 47, 1, _shape(one), rung, b"", payload.kind, _written(one, [name], digests, group)).size + 4
             for one, name in zip(pixels, names, strict=True)

@@ -9,6 +9,7 @@ import gzip
 import json
 import math
 import os
+import re
 import struct
 import warnings
 import zipfile
@@ -202,9 +203,9 @@ def _separator(path: Path, options: Mapping[str, Any]) -> str:
         return str(separator)
     with _text(path) as handle:
         header = next((line for line in handle if line.strip()), "")
-    # What makes the most cells of it: one that stands within names, too, stands between them more often.
-    counts = {one: len(next(csv.reader([header], delimiter=one), [])) for one in _SEPARATORS}
-    return max(counts, key=counts.__getitem__)  # of a single column the first, a comma
+    # What stands there most often: one that is a part of names, too, parts them more often.
+    bare = re.sub(r'"(?:[^"]|"")*(?:"|$)', "", header)
+    return max(_SEPARATORS, key=bare.count)  # of a single column the first, a comma
 
 
 def _text(path: Path) -> Any:
@@ -781,7 +782,7 @@ class Writer:
         """Begin a file.
 
         Args:
-            types: of columns in Parquet, as far as they are known; those of others are told by the first rows.
+            types: of columns in Parquet, for those of which the first rows have no value.
 
         Raises:
             FormatError: the path has another ending.
@@ -815,13 +816,22 @@ class Writer:
             table = pyarrow.Table.from_pandas(frame, preserve_index=False)
             if self._parquet is None:
                 # Dictionaries make floats slower to write and no smaller.
-                schema = pyarrow.schema([f.with_type(self._types.get(f.name, f.type)) for f in table.schema])
+                schema = pyarrow.schema([self._known(field) for field in table.schema])
                 text = [f.name for f in schema if not pyarrow.types.is_floating(f.type)]
                 self._parquet = pyarrow.parquet.ParquetWriter(self._path, schema, use_dictionary=text)
             self._parquet.write_table(table.cast(self._parquet.schema))
         else:
             self._parts.append(rows)
         self._begun = True
+
+    def _known(self, field: "pyarrow.Field") -> "pyarrow.Field":
+        """Return a column with its type, where the first rows have no value of it."""
+        import pyarrow
+
+        kind = self._types.get(field.name, field.type)
+        return (
+            field.with_type(kind) if pyarrow.types.is_null(field.type) and not pyarrow.types.is_nested(kind) else field
+        )
 
     def close(self) -> None:
         if self._parquet is not None:

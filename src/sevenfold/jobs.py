@@ -342,12 +342,12 @@ def apply(
         }
         going_on = _goes_on(journal, job, found, settings.begun)
         # Rows may have come to an index that is there already, which stays.
-        if not (going_on and operation == "index"):
+        if journal.watched and not (going_on and operation == "index"):
             outputs.require_known(destination, journal.known)
         plan = _planned(bundle, operation, found, destination, settings, rows, journal.parts, Maker(label, digest))
         if not going_on:
             journal.begin(job)
-            journal.know(outputs.fingerprint(destination))
+            journal.know(outputs.names(destination))
         before = sum(e.rows + e.quarantined for e in journal.entries.values())
         begun_with = len(journal.entries)
         _work(bundle, plan.task, found, rows, journal, workers, engine, on_progress)
@@ -1030,8 +1030,9 @@ def _finish(task: Task, source: Source, journal: Journal, destination: Path, *, 
     if not (going_on and isinstance(task.sink, IndexFolder) and (destination / index_folders.MANIFEST).is_file()):
         with files.whole(destination, journal.folder) as draft:
             task.sink.finish([journal.parts / entry.file for entry in entries], draft)
-            outputs.require_known(destination, journal.known)
-            journal.know(outputs.fingerprint(draft))
+            if journal.watched:
+                outputs.require_known(destination, journal.known)
+            journal.know(outputs.names(draft))
             for older in (receipt_path(destination), manifests.path(destination)):  # which tell of the output before
                 older.unlink(missing_ok=True)
     aside.unlink(missing_ok=True)

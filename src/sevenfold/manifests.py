@@ -8,7 +8,7 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -51,7 +51,8 @@ class Journal:
     """The folder that a job works in, and what it has done so far.
 
     elsewhere: the output if it is not on this machine; what is done is kept there, too.
-    known: digests of the names of what may be in the output's folder, see `outputs.require_known`.
+    known: names of files that may be in the output's folder, see `outputs.require_known`.
+    watched: whether these were written down, which a job of an earlier version did not do.
     """
 
     def __init__(self, folder: Path, elsewhere: places.Output | None = None) -> None:
@@ -64,6 +65,7 @@ class Journal:
         self.entries: dict[int, Entry] = {}
         self.digests: dict[str, str] = {}
         self.known: set[str] = set()
+        self.watched = False
         self.ended = False
         self._read()
 
@@ -92,7 +94,8 @@ class Journal:
             elif "inputs" in record:
                 self.digests |= record["inputs"]
             elif "output" in record:
-                self.known.add(record["output"])
+                self.known |= {*record["output"]}
+                self.watched = True
             elif "ended" in record:
                 self.ended = True
         # What a torn write left would take the next line with it.
@@ -137,10 +140,11 @@ class Journal:
         self._append({"inputs": dict(digests)})
         self.digests |= digests
 
-    def know(self, output: str) -> None:
-        """Write down a digest of what may be where the output goes: what was there before, and what is to come there."""
-        self._append({"output": output})
-        self.known.add(output)
+    def know(self, names: Collection[str]) -> None:
+        """Write down what may be where the output goes: what was there before, and what is to come there."""
+        self._append({"output": [*names]})
+        self.known |= {*names}
+        self.watched = True
 
     def end(self) -> None:
         """Say that output and receipt are whole: from here on the folder is of no use."""
@@ -156,7 +160,8 @@ class Journal:
                 shutil.rmtree(path)
             elif path.name != "lock":
                 path.unlink()
-        self.job, self.entries, self.digests, self.known, self.ended = None, {}, {}, set(), False
+        self.job, self.entries, self.digests, self.ended = None, {}, {}, False
+        self.known, self.watched = set(), False
 
     def _append(self, record: Mapping[str, Any]) -> None:
         line = json.dumps(record, sort_keys=True, ensure_ascii=False) + "\n"

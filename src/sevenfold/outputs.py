@@ -1,6 +1,5 @@
 """Which output a name asks for: a folder of partitions, one file of rows, image files, ... and the columns that it has."""
 
-import hashlib
 import json
 import os
 from collections.abc import Collection, Mapping, Sequence
@@ -75,7 +74,9 @@ def check(source: str | Path, destination: Path, operation: str) -> None:
 
 
 def names(folder: Path) -> list[str]:
-    """Return the paths in a folder of all files below it, the newest first."""
+    """Return the paths in a folder of all files below it, the newest first; nothing of what is no folder."""
+    if not folder.is_dir():
+        return []
     found = sorted((p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.stat().st_ctime_ns, reverse=True)
     return [p.relative_to(folder).as_posix() for p in found]
 
@@ -103,25 +104,19 @@ def require_no_more(output: str, receipt: bytes, names: Sequence[str], *, by_age
         )
 
 
-def fingerprint(output: Path) -> str:
-    """Return a digest of the names of all files of an output, of a folder or of none."""
-    return hashlib.sha256("\n".join(sorted(names(output) if output.is_dir() else ())).encode()).hexdigest()
-
-
 def require_known(output: Path, known: Collection[str]) -> None:
     """See that nothing has come into a folder that a job is to replace, since it began.
 
     Args:
-        known: fingerprints that it may have; of a job of an earlier version, none.
+        known: names of files that may be there.
 
     Raises:
-        FileExistsError: it has another one.
+        FileExistsError: there are others.
     """
-    if known and output.is_dir() and fingerprint(output) not in known:
-        newest = ", ".join(names(output)[:5])
+    if new := [name for name in names(output) if name not in known]:
         raise FileExistsError(
-            f"the output {output} holds files that came there since the job began, which replaces it with all that is in it; "
-            f"the newest are {newest}; move away what is yours, and give the same command again"
+            f"the output {output} holds {len(new)} files that came there since the job began, which replaces it with all that "
+            f"is in it: {formats.shown(new)}; move away what is yours, and give the same command again"
         )
 
 
@@ -165,14 +160,14 @@ def sink(
         _require_flat(fields, destination, "leave out `--list`" if listed else "name other columns by `--columns`")
     if made.images is not None:
         if suffix == ".npz":
-            return Arrays()
+            return Arrays(fields)
         if source.kind != "rows":
             return ImageFiles()
         raise FormatError(
             f"{destination.name} is to hold images that come from no files; expected a name ending in .npz"
         )
     if suffix == ".npz":
-        return Arrays()
+        return Arrays(_unscaled(bundle, fields) if operation == "impute" else fields)
     if operation == "index" and not options.get("vectors"):
         return _index_folder(fields, bundle, options, maker)
     if suffix == ".csv":
@@ -250,6 +245,15 @@ def _filled(schema: TableSchema, name: str, given: "pyarrow.DataType | None") ->
     return pyarrow.float64() if pyarrow.types.is_integer(given) and not whole else given
 
 
+def _unscaled(bundle: Bundle, fields: "pyarrow.Schema") -> "pyarrow.Schema":
+    """Return the columns with features as numbers that arrays have, which are no decimals."""
+    import pyarrow
+
+    features = bundle.schema.features if isinstance(bundle.schema, TableSchema) else ()
+    scaled = {f.name for f in fields if pyarrow.types.is_decimal(f.type)}.intersection(features)
+    return pyarrow.schema([f.with_type(pyarrow.float64()) if f.name in scaled else f for f in fields])
+
+
 def _coded(values: "pyarrow.DataType") -> "pyarrow.DataType":
     """Return the type of a column of categories, of any number: of text, and without an order, as Parquet keeps them."""
     import pyarrow
@@ -269,7 +273,11 @@ def aside(first: Rows, source: Source) -> OneTable:
             f"the input has columns {', '.join(clash)}, which rows that are put aside have, too; expected other names; rename them"
         )
     places = [("_file", pyarrow.string()), ("_row", pyarrow.int64()), ("_reason", pyarrow.string())]
-    fields = [pyarrow.field(f.name, pyarrow.string() if pyarrow.types.is_null(f.type) else f.type) for f in read]
+    is_coded, is_null = pyarrow.types.is_dictionary, pyarrow.types.is_null
+    kinds = (_coded(f.type.value_type) if is_coded(f.type) else f.type for f in read)
+    fields = [
+        pyarrow.field(f.name, pyarrow.string() if is_null(kind) else kind) for f, kind in zip(read, kinds, strict=True)
+    ]
     return OneTable(pyarrow.schema([*fields, *(pyarrow.field(*place) for place in places)]))
 
 

@@ -200,7 +200,11 @@ def _shown(url: str) -> str:
 
 def _discreet(workspace: Workspace, text: str) -> str:
     """Return a text of DVC's or of a store's without what may be secret in the addresses of the remotes."""
-    for options in _config(workspace).read().get("remote", {}).values():
+    try:
+        remotes = _config(workspace).read().get("remote", {})
+    except Exception:  # of DVC's; what it says of its settings is the text
+        return text
+    for options in remotes.values():
         url = str(options.get("url", ""))
         if "://" not in url:
             continue
@@ -210,7 +214,7 @@ def _discreet(workspace: Workspace, text: str) -> str:
         # A library may have put the path of a file, or what it escapes, between them.
         for told in (f"{who}@", f"{unquote(who)}@") if who else ():
             text = text.replace(told, "")
-        for told in (query, unquote(query)) if query else ():
+        for told in (query, unquote(query)) if "=" in query else ():
             text = text.replace(f"?{told}", "").replace(told, "")
     return text
 

@@ -21,6 +21,9 @@ from sevenfold.workspace import Workspace
 PARAMS, LOCK, ENVIRONMENT, PATCH = "params.yaml", "dvc.lock", "environment.json", "uncommitted.patch"
 """The files that `write` makes."""
 
+PARTLY = "kept; "
+"""How `Provenance.unkept` begins where a part of the patch is kept."""
+
 MOST_PATCH = 5 << 20
 """Bytes of uncommitted changes that are kept with a version."""
 
@@ -208,7 +211,7 @@ def _patch(folder: Path) -> tuple[bytes | None, str]:
         return None, _too_large(len(patch))
     if not patch:  # which `git apply` does not take
         return None, _left_out(secret) if secret else "they are in files of the user's own, which are not kept"
-    return patch, f"kept; {_left_out(secret)}" if secret else ""
+    return patch, f"{PARTLY}{_left_out(secret)}" if secret else ""
 
 
 def _is_source(name: str, place: str) -> bool:

@@ -104,7 +104,8 @@ def reproduce(workspace: Workspace, model: str, *, keep: bool, say: Callable[[st
     told = origins.kept(workspace, trained, provenance.ENVIRONMENT)
     compared = compare(_recorded(workspace, version, trained), rebuilt)
     recorded = files.read_json(told) if told is not None else None
-    unkept = trained.tags.get("git_patch", "they were not kept") if dirty and patch is None else ""
+    lost = "they were not kept" if dirty and patch is None else ""
+    unkept = trained.tags.get("git_patch", lost).removeprefix(provenance.PARTLY) if dirty else ""
     return Report(
         label=version.label,
         commit=commit,
@@ -128,7 +129,7 @@ def causes(
 
     Args:
         recorded, now: environments as `provenance.environment` gives them; None where none was recorded.
-        unkept: why uncommitted changes of the code were not kept, or "".
+        unkept: why uncommitted changes of the code, or some of them, were not kept, or "".
     """
     different = [one.part for one in compared if one.recorded is not None and not one.identical]
     if not different:

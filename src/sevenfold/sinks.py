@@ -215,8 +215,12 @@ def no_identifier(name: str, columns: Sequence[str]) -> ValueError:
 
 @dataclass(frozen=True)
 class Arrays(Sink):
-    """Columns, and images where there are some, as arrays of one npz file."""
+    """Columns, and images where there are some, as arrays of one npz file.
 
+    fields: names and types of the columns.
+    """
+
+    fields: "pyarrow.Schema"
     suffix = ".npz"
 
     def write(self, draft: Path, parts: Iterable[Rows], bundle: Bundle | None = None) -> Mapping[str, int]:
@@ -227,9 +231,21 @@ class Arrays(Sink):
                 return {}
         writer = formats.Writer(draft)
         for part in found:
-            writer.write(part)
+            writer.write(Rows(part.frame.assign(**self._numbers(part.frame)), part.images))
         writer.close()
         return {}
+
+    def _numbers(self, frame: "pd.DataFrame") -> "dict[str, pd.Series[Any]]":
+        """Return columns of numbers that are objects here: gaps alone, or decimals of which some are fills."""
+        import pandas
+        import pyarrow
+
+        found = {}
+        for field in self.fields:
+            column, kind = frame[field.name], field.type
+            if pyarrow.types.is_floating(kind) and column.dtype == object:
+                found[field.name] = pandas.to_numeric(column, errors="coerce").astype("float64")
+        return found
 
     def finish(self, parts: Sequence[Path], draft: Path) -> None:
         """Join the arrays one after the other, each of a type that holds them all."""
@@ -373,11 +389,12 @@ def _require_alike(images: "Sequence[tuple[tuple[int, ...], np.dtype[Any]]]") ->
 
 
 def _decimals(column: "pd.Series[Any]", kind: "pyarrow.DataType") -> list[Decimal | None]:
-    """Return a column as decimal numbers with as many digits behind the point as the type has; fills are rounded to them."""
+    """Return a column as decimal numbers of a type: fills are rounded to its digits, and no larger than it holds."""
     digits, context = Decimal(1).scaleb(-kind.scale), Context(prec=76)
+    most = (Decimal(10) ** kind.precision - 1).scaleb(-kind.scale, context)
     known = [None if gap else value for value, gap in zip(column, column.isna(), strict=True)]
     held = (v if isinstance(v, Decimal) or v is None else Decimal(operations.text_of(v)) for v in known)
-    return [None if value is None else value.quantize(digits, context=context) for value in held]
+    return [None if value is None else max(-most, min(most, value)).quantize(digits, context=context) for value in held]
 
 
 def _moments(column: "pd.Series[Any]") -> "pd.Series[Any]":

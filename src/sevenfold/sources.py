@@ -387,14 +387,25 @@ def _paths(text: str) -> tuple[Path, list[Path]]:
 
 
 def _below(folder: Path) -> Iterator[Path]:
-    """Yield all that is below a folder and no folder, also behind links to folders, each of which is gone into once."""
-    gone_into = {folder.resolve()}
+    """Yield all that is below a folder and no folder, each once: links are followed to what is not there in any case.
+
+    Folders that are hidden are left out.
+    """
+    root, seen = folder.resolve(), set[Path]()
+
+    def leads_back(path: Path) -> bool:
+        if not path.is_symlink():
+            return False
+        there = path.resolve()
+        return root.is_relative_to(there) or (there.is_relative_to(root) and not _is_hidden(there.relative_to(root)))
+
     for place, folders, names in os.walk(folder, followlinks=True):
-        for name in [name for name in folders if Path(place, name).is_symlink()]:
-            if (there := Path(place, name).resolve()) in gone_into:
-                folders.remove(name)
-            gone_into.add(there)
-        yield from (Path(place, name) for name in names)
+        here = Path(place).resolve()
+        shown = [] if here in seen else sorted(name for name in folders if not _is_hidden(Path(name)))
+        folders[:] = [name for name in shown if not leads_back(Path(place, name))]
+        if here not in seen:
+            yield from (path for name in names if not leads_back(path := Path(place, name)))
+        seen.add(here)
 
 
 def resolved(paths: Sequence[Path]) -> list[Path]:
