@@ -35,6 +35,7 @@ RETRIED = (
         "ERROR:pip_audit._cli:Could not connect to PyPI's vulnerability feed\n",
         "File pip_audit/_cli.py\nConnectionError: Failed to resolve 'pypi.org' ([Errno -3] Temporary failure in name resolution)\n",
         "File pip_audit/_cli.py\nrequests.exceptions.ProxyError: HTTPSConnectionPool: Cannot connect to proxy\n",
+        "File pip_audit/_cli.py\nrequests.exceptions.SSLError: HTTPSConnectionPool: CERTIFICATE_VERIFY_FAILED\n",
         "File pip_audit/_cli.py\nrequests.exceptions.ReadTimeout: HTTPSConnectionPool: Read timed out. (read timeout=15)\n",
     ],
 )
@@ -42,8 +43,13 @@ def test_an_audit_without_a_way_to_the_list_is_passed_over(tmp_path, told):
     assert audit(tmp_path, told) == (0, True)
 
 
-def test_a_mirror_that_lists_no_release_is_no_way_to_the_list(tmp_path):
-    assert audit(tmp_path, UNLISTED, listed=False) == (0, True)
+@pytest.mark.parametrize("told", [UNLISTED, "ERROR: No matching distribution found for pip-audit==2.10.1\n"])
+def test_a_mirror_that_lists_no_release_is_no_way_to_the_list(tmp_path, told):
+    assert audit(tmp_path, told, listed=False) == (0, True)
+
+
+def test_a_hole_fails_even_where_the_list_is_out_of_reach_by_now(tmp_path):
+    assert audit(tmp_path, "Found 1 known vulnerability in 1 package\n", listed=False) == (1, False)
 
 
 @pytest.mark.parametrize(
