@@ -3,6 +3,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 INSTALLED := .venv/installed
+AUDITED := constraints.txt
 
 .DEFAULT_GOAL := help
 .PHONY: help install run ui up down test test-fast test-slow lint format audit numbers constraints clean
@@ -53,7 +54,7 @@ format: $(INSTALLED) ## mend style
 audit: ## look up known holes of the pinned versions, which needs the internet; .ci/known-holes lists exceptions
 	@$(PYTHON) -m venv .venv-audit
 	@.venv-audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit==2.10.1
-	@.venv-audit/bin/pip-audit --strict --no-deps --disable-pip --progress-spinner off --requirement constraints.txt \
+	@.venv-audit/bin/pip-audit --strict --no-deps --disable-pip --progress-spinner off --requirement $(AUDITED) \
 		$$(sed -n 's/^\([A-Z][^ ]*\) .*/--ignore-vuln \1/p' .ci/known-holes)
 
 numbers: $(INSTALLED) ## repeat the contests whose numbers the README shows over several splits, and write its tables

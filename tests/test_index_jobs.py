@@ -143,7 +143,8 @@ def test_an_add_that_was_refused_is_done_when_it_comes_again_whatever_else_came_
     assert index_jobs.add(place, Path("found"), "more.parquet").manifest.count == ROWS - 1 + 30
 
 
-def test_what_was_added_before_a_kill_is_not_added_again(place, monkeypatch):
+def add_and_be_killed(place, monkeypatch):
+    """Build a folder and add 30 rows, new-0 and on; a kill comes when they are in it, and what it took is not cleared away."""
     build(place)
     tiny.table(30, seed=9).frame.assign(customer=[f"new-{i}" for i in range(30)]).to_parquet("more.parquet")
 
@@ -154,21 +155,16 @@ def test_what_was_added_before_a_kill_is_not_added_again(place, monkeypatch):
         patch.setattr(jobs, "remove", killed)
         with pytest.raises(KeyboardInterrupt):
             index_jobs.add(place, Path("found"), "more.parquet")
+
+
+def test_what_was_added_before_a_kill_is_not_added_again(place, monkeypatch):
+    add_and_be_killed(place, monkeypatch)
     assert index_jobs.add(place, Path("found"), "more.parquet").manifest.count == ROWS + 30
     assert list(Path().glob(".adding*")) == []
 
 
 def test_rows_that_were_removed_after_a_kill_are_added_when_they_come_again(place, monkeypatch):
-    build(place)
-    tiny.table(30, seed=9).frame.assign(customer=[f"new-{i}" for i in range(30)]).to_parquet("more.parquet")
-
-    def killed(output):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(jobs, "remove", killed)
-        with pytest.raises(KeyboardInterrupt):
-            index_jobs.add(place, Path("found"), "more.parquet")
+    add_and_be_killed(place, monkeypatch)
     index_folders.remove(Path("found"), [f"new-{i}" for i in range(30)])
     assert index_jobs.add(place, Path("found"), "more.parquet").manifest.count == ROWS + 30
 
