@@ -342,7 +342,7 @@ def apply(
         }
         going_on = _goes_on(journal, job, found, settings.begun)
         # Rows may have come to an index that is there already, which stays.
-        if journal.watched and not (going_on and operation == "index"):
+        if journal.known is not None and not (going_on and operation == "index"):
             outputs.require_known(destination, journal.known)
         plan = _planned(bundle, operation, found, destination, settings, rows, journal.parts, Maker(label, digest))
         if not going_on:
@@ -1030,7 +1030,7 @@ def _finish(task: Task, source: Source, journal: Journal, destination: Path, *, 
     if not (going_on and isinstance(task.sink, IndexFolder) and (destination / index_folders.MANIFEST).is_file()):
         with files.whole(destination, journal.folder) as draft:
             task.sink.finish([journal.parts / entry.file for entry in entries], draft)
-            if journal.watched:
+            if journal.known is not None:
                 outputs.require_known(destination, journal.known)
             journal.know(outputs.names(draft))
             for older in (receipt_path(destination), manifests.path(destination)):  # which tell of the output before

@@ -51,8 +51,8 @@ class Journal:
     """The folder that a job works in, and what it has done so far.
 
     elsewhere: the output if it is not on this machine; what is done is kept there, too.
-    known: names of files that may be in the output's folder, see `outputs.require_known`.
-    watched: whether these were written down, which a job of an earlier version did not do.
+    known: names of files that may be in the output's folder, see `outputs.require_known`; None where nobody wrote them down, as
+        of a job of an earlier version.
     """
 
     def __init__(self, folder: Path, elsewhere: places.Output | None = None) -> None:
@@ -64,8 +64,7 @@ class Journal:
         self.job: dict[str, Any] | None = None
         self.entries: dict[int, Entry] = {}
         self.digests: dict[str, str] = {}
-        self.known: set[str] = set()
-        self.watched = False
+        self.known: set[str] | None = None
         self.ended = False
         self._read()
 
@@ -94,8 +93,7 @@ class Journal:
             elif "inputs" in record:
                 self.digests |= record["inputs"]
             elif "output" in record:
-                self.known |= {*record["output"]}
-                self.watched = True
+                self.known = (self.known or set()) | {*record["output"]}
             elif "ended" in record:
                 self.ended = True
         # What a torn write left would take the next line with it.
@@ -143,8 +141,7 @@ class Journal:
     def know(self, names: Collection[str]) -> None:
         """Write down what may be where the output goes: what was there before, and what is to come there."""
         self._append({"output": [*names]})
-        self.known |= {*names}
-        self.watched = True
+        self.known = (self.known or set()) | {*names}
 
     def end(self) -> None:
         """Say that output and receipt are whole: from here on the folder is of no use."""
@@ -161,7 +158,7 @@ class Journal:
             elif path.name != "lock":
                 path.unlink()
         self.job, self.entries, self.digests, self.ended = None, {}, {}, False
-        self.known, self.watched = set(), False
+        self.known = None
 
     def _append(self, record: Mapping[str, Any]) -> None:
         line = json.dumps(record, sort_keys=True, ensure_ascii=False) + "\n"
