@@ -650,3 +650,44 @@ def test_npz_members_are_named_as_numpy_names_them(tmp_path):
     formats.write(tmp_path / "a.npz", frame())
     with zipfile.ZipFile(tmp_path / "a.npz") as archive:
         assert archive.namelist() == [f"{c}.npy" for c in frame()]
+
+
+def test_rows_as_arrow_has_them_are_those_of_their_frame(tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+
+    whole = pyarrow.table(
+        {
+            "id": ["a", None, "c", "d"],
+            "gaps": pyarrow.array([2**60 + 1, None, 3, 4]),
+            "when": pyarrow.array([0, 1, None, 3], pyarrow.timestamp("us", "Europe/Zurich")),
+            "list": [[1], [2, 3], None, []],
+            "number": [0.5, 1.5, 2.5, 3.5],
+        }
+    )
+    pyarrow.parquet.write_table(whole, tmp_path / "a.parquet")
+
+    def read(first=0, count=4):
+        return next(formats.parquet_rows(tmp_path / "a.parquet", first, count, 4))
+
+    rows, frame = read(), read().frame
+    assert type(rows) is formats.ArrowRows
+    assert frame["gaps"].tolist()[0] == 2**60 + 1
+    assert (len(rows), rows.columns, rows.text, rows.gaps, rows.images) == (4, [*frame], False, (), None)
+    pd.testing.assert_frame_equal(rows.some(["number", "gaps"]), frame[["number", "gaps"]])
+    assert rows.some([]).shape == (4, 0)
+    pd.testing.assert_frame_equal(read().take(np.array([2, 0])).frame, frame.iloc[[2, 0]].reset_index(drop=True))
+    # What is cut first is the same as what is read alone, whose integers have a gap or none.
+    pd.testing.assert_frame_equal(read().between(2, 4).frame, read(2, 2).frame)
+    assert rows.numbers(["gaps", "list"], 4) is rows.numbers(["gaps", "other"], 4) is None
+    some = [*read().numbers(["number", "gaps"], 3)]
+    np.testing.assert_array_equal(np.concatenate(some), [[0.5, 2**60], [1.5, np.nan], [2.5, 3], [3.5, 4]])
+    assert [len(part) for part in some] == [3, 1]
+
+
+def test_an_index_that_has_a_name_is_a_column_of_a_jobs_rows(tmp_path):
+    frame = pd.DataFrame({"a": [1.0, 2.0]}, index=pd.Index(["x", "y"], name="customer"))
+    frame.to_parquet(tmp_path / "a.parquet")
+    rows = next(formats.parquet_rows(tmp_path / "a.parquet", 0, 2, 2))
+    assert rows.columns == [*rows.frame] == ["customer", "a"]
+    pd.testing.assert_frame_equal(rows.some(["customer"]), frame.reset_index()[["customer"]])

@@ -52,3 +52,19 @@ def test_other_operations_take_images_of_the_trainings_size_alone():
     assert bundle.schema == tiny.bundle("images", "reduction").schema
     with pytest.raises(DataError, match=r"got images 41x30 .*; expected images 6x8 with 1 channel; resize or convert"):
         operations.encode(bundle, rows(pictures((30, 41), "uint8")))
+
+
+@pytest.mark.parametrize("operation", ["encode", "score"])
+def test_what_is_made_does_not_depend_on_how_many_rows_go_through_together(operation, monkeypatch):
+    bundle, given = tiny.bundle("table", "anomaly"), tiny.table(320, seed=3)
+    whole = operations.get(operation, bundle)(bundle, given).frame
+    monkeypatch.setattr(operations, "PIECE", 64)
+    pd.testing.assert_frame_equal(operations.get(operation, bundle)(bundle, given).frame, whole)
+
+
+def test_a_bad_row_has_its_number_among_all_rows_wherever_they_are_cut(monkeypatch):
+    monkeypatch.setattr(operations, "PIECE", 64)
+    bundle, given = tiny.bundle("table", "anomaly"), tiny.table(320, seed=3)
+    cities = given.frame["city"].where(given.frame.index != 200, "Lima")
+    with pytest.raises(DataError, match=r"column 'city' has 1 values of new categories 'Lima' \(first: row 200\)"):
+        operations.score(bundle, formats.Rows(given.frame.assign(city=cities)))

@@ -111,6 +111,62 @@ def test_a_sample_is_what_the_definition_says_of_each_of_its_cells(schema, toget
     assert observed is None
 
 
+def plain_numbers(n=40):
+    """Numbers of several types as Arrow keeps them; some columns have gaps, and one has them in both of Arrow's ways."""
+    r = np.random.default_rng(1)
+    hole = np.arange(n) % 5 == 3
+    return pa.table(
+        {
+            "float": r.normal(1e4, 3, n),
+            "float32": r.normal(size=n).astype("float32"),
+            "gaps": pa.array(np.where(hole, 0, r.normal(size=n)), mask=hole),
+            "NaN and gaps": pa.array(np.where(np.arange(n) % 7 == 1, np.nan, r.normal(size=n)), mask=hole),
+            "large": r.integers(2**60, 2**62, n),
+            "uint8": r.integers(0, 256, n).astype("uint8"),
+            "int gaps": pa.array(r.integers(2**55, 2**57, n), mask=hole),
+        }
+    )
+
+
+def as_read(table):
+    return formats.ArrowRows(table.combine_chunks().to_batches()[0])
+
+
+@pytest.mark.parametrize("together", [7, 1000])
+@pytest.mark.parametrize(
+    "names", [None, ["float"], ["float32"], ["gaps", "NaN and gaps"], ["large", "uint8"], ["float", "float32"]]
+)
+def test_numbers_as_arrow_has_them_are_the_same_samples(names, together, monkeypatch):
+    monkeypatch.setattr(base, "_TOGETHER", together)
+    table = plain_numbers().select(names or plain_numbers().column_names)
+    frame = as_read(table).frame
+    schema = TableSchema.learn(Rows(frame))
+    x, observed = one_by_one(schema, frame)
+    more = as_read(table.add_column(0, "note", pa.array(["a"] * len(table))))
+    for rows in (as_read(table), more, Rows(frame), Rows(frame[frame.columns[::-1]])):
+        assert schema.problems(rows) == []
+        got, seen = schema.transform(rows)
+        assert np.array_equal(got, x)
+        assert observed.all() if seen is None else np.array_equal(seen, observed)
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [("float", [None]), ("float", [float("nan")]), ("float", [float("inf")]), ("float", [1e300]), ("gaps", [-1e200])],
+)
+def test_numbers_as_arrow_has_them_are_refused_for_the_same_reasons(name, values):
+    table = plain_numbers()
+    schema = TableSchema.learn(as_read(table))
+    spoiled = pa.array([*table[name].to_pylist()[:-1], *values], pa.float64())
+    rows = as_read(table.set_column(table.column_names.index(name), name, spoiled))
+    with pytest.raises(DataError) as caught:
+        schema.transform(rows)
+    with pytest.raises(DataError) as wanted:
+        schema.transform(Rows(rows.frame))
+    assert [*caught.value.problems] == [*wanted.value.problems] == schema.problems(rows)
+    assert "row 39" in str(caught.value)
+
+
 def test_equal_values_of_two_types_are_two_categories():
     values = pd.Series([1, True, "1", 2.5, None, "True", 1], dtype=object)
     schema = TableSchema.learn(Rows(pd.DataFrame({"a": values})), categorical=("a",))

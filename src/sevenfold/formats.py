@@ -43,7 +43,6 @@ class NoRowsError(FormatError):
     """A file is sound and holds nothing."""
 
 
-@dataclass(frozen=True)
 class Rows:
     """Rows of one source. A table has only `frame`; an image set has `images` and, in `frame`, what else is known of each.
 
@@ -51,15 +50,19 @@ class Rows:
     images: (n, H, W) or (n, H, W, C), or None.
     """
 
-    frame: pd.DataFrame
-    images: np.ndarray | None = None
-
-    def __post_init__(self) -> None:
-        if self.images is not None and len(self.images) != len(self.frame):
-            raise FormatError(f"{len(self.images)} images but {len(self.frame)} rows beside them; expected as many")
+    def __init__(self, frame: pd.DataFrame, images: np.ndarray | None = None) -> None:
+        if images is not None and len(images) != len(frame):
+            raise FormatError(f"{len(images)} images but {len(frame)} rows beside them; expected as many")
+        self.frame = frame
+        self.images = images
 
     def __len__(self) -> int:
         return len(self.frame)
+
+    @property
+    def columns(self) -> list[Any]:
+        """The names of the frame's columns."""
+        return [*self.frame.columns]
 
     @property
     def text(self) -> bool:
@@ -71,6 +74,27 @@ class Rows:
         """The words, beside the empty field, that were read as gaps."""
         return tuple(self.frame.attrs.get(_GAPS, ()))
 
+    def some(self, names: Sequence[Any]) -> pd.DataFrame:
+        """Return these columns, which are there, as a frame."""
+        return self.frame[[*names]]
+
+    def numbers(self, names: Sequence[str], size: int) -> Iterator[np.ndarray] | None:
+        """Give the values of these columns, (`size`, columns) at a time; the last have what is left.
+
+        They are float32 where that is the type of all of the columns, and else float64; gaps are NaN.
+
+        Returns:
+            None where one is missing, there twice, text, or anything but plain integers and fractions.
+        """
+        frame = self.frame
+        if self.images is not None or self.text or not frame.columns.is_unique or not set(names) <= set(frame.columns):
+            return None
+        frame = frame if self.columns == [*names] else frame[[*names]]
+        if not all(isinstance(kind, np.dtype) and kind.kind in "iuf" for kind in frame.dtypes):
+            return None
+        kind = np.float32 if all(kind == np.float32 for kind in frame.dtypes) else np.float64
+        return (frame.iloc[at : at + size].to_numpy(kind) for at in range(0, len(frame), size))
+
     def between(self, start: int, stop: int) -> "Rows":
         """Return the rows from one position up to before another, without a copy of them."""
         images = None if self.images is None else self.images[start:stop]
@@ -80,6 +104,66 @@ class Rows:
         """Return the rows at these positions, in this order."""
         images = None if self.images is None else self.images[rows]
         return Rows(self.frame.iloc[rows].reset_index(drop=True), images)
+
+
+class ArrowRows(Rows):
+    """Rows of a table as Arrow reads them. They become a frame when somebody looks at it, which takes longer than to read them.
+
+    batch: with names that are text, each once; none of them is an index of pandas.
+    """
+
+    images = None
+
+    def __init__(self, batch: "pyarrow.RecordBatch") -> None:
+        self.batch = batch
+
+    def __len__(self) -> int:
+        return int(self.batch.num_rows)
+
+    @functools.cached_property
+    def frame(self) -> pd.DataFrame:  # type: ignore[override]
+        return _exact(self.batch)
+
+    @property
+    def columns(self) -> list[Any]:
+        return [*self.batch.schema.names]
+
+    @property
+    def text(self) -> bool:
+        return False
+
+    def some(self, names: Sequence[Any]) -> pd.DataFrame:
+        return _exact(self.batch.select([*names]))
+
+    def numbers(self, names: Sequence[str], size: int) -> Iterator[np.ndarray] | None:
+        import pyarrow
+
+        if not set(names) <= set(self.columns):
+            return None
+        batch = self.batch.select([*names])
+        kinds = {*batch.schema.types}
+        if not all(map(_is_plain_number, kinds)):
+            return None
+        if kinds != {pyarrow.float32()} and kinds != {pyarrow.float64()}:
+            wide = pyarrow.schema([(name, pyarrow.float64()) for name in names])
+            batch = batch.cast(wide, safe=False)  # as NumPy does it: the largest integers are rounded
+        parts = (batch.slice(at, size) for at in range(0, len(batch), size))
+        return (part.to_tensor(null_to_nan=True).to_numpy() for part in parts)
+
+    def between(self, start: int, stop: int) -> Rows:
+        return ArrowRows(self.batch.slice(start, stop - start))
+
+
+def _is_plain_number(kind: "pyarrow.DataType") -> bool:
+    import pyarrow
+
+    return bool(pyarrow.types.is_integer(kind) or pyarrow.types.is_float32(kind) or pyarrow.types.is_float64(kind))
+
+
+def _exact(batch: "pyarrow.RecordBatch") -> pd.DataFrame:
+    """Return a batch as a frame as `parquet_rows` gives it."""
+    names = _exact_kinds(batch.schema)
+    return _framed(batch, [n for n in names if batch.column(n).null_count], exact=True)
 
 
 def joined(parts: Sequence[Rows]) -> Rows:
@@ -433,6 +517,7 @@ def parquet_rows(path: Path, first: int, rows: int, size: int, columns: Sequence
         first: number of the first of them, from 0.
         columns: names of those that are read; None for all.
     """
+    import pyarrow
     import pyarrow.parquet
 
     last = first + rows
@@ -443,7 +528,7 @@ def parquet_rows(path: Path, first: int, rows: int, size: int, columns: Sequence
             starts.append(starts[-1] + source.metadata.row_group(i).num_rows)
         groups = [i for i in range(source.num_row_groups) if starts[i] < last and starts[i + 1] > first]
         at = starts[groups[0]] if groups else 0
-        exact = _exact_kinds(source.schema_arrow)
+        indexed = any(isinstance(one, str) for one in _told_of(source.schema_arrow).get("index_columns", ()))
         ranges = {n: s if columns is None or n in columns else None for n, s in _ranges(source.metadata).items()}
         held = None if columns is None else [name for name in columns if name not in ranges]
         for part in source.iter_batches(batch_size=size, row_groups=groups, columns=held, use_threads=False):
@@ -451,8 +536,12 @@ def parquet_rows(path: Path, first: int, rows: int, size: int, columns: Sequence
             at += len(part)
             if begin < end:
                 part = _with_ranges(part.slice(begin, end - begin), ranges, at - len(part) + begin)
-                with_gaps = [n for n in exact if n in part.schema.names and part.column(n).null_count]
-                yield Rows(_framed(part, with_gaps, exact=True))
+                plain = (
+                    not indexed
+                    and isinstance(part, pyarrow.RecordBatch)
+                    and len({*part.schema.names}) == len(part.schema)
+                )
+                yield ArrowRows(part) if plain else Rows(_exact(part))
             if at >= last:
                 return
 
@@ -548,13 +637,18 @@ def _framed(table: Any, with_gaps: Sequence[str], *, exact: bool = False) -> pd.
     return frame if all(isinstance(name, str) for name in frame.columns) else frame.rename(columns=str)
 
 
+def _told_of(schema: "pyarrow.Schema") -> Any:
+    """Return what pandas wrote of a table into its schema."""
+    return json.loads((schema.metadata or {}).get(b"pandas", b"{}"))
+
+
 def _ranges(about: Any) -> dict[str, range | None]:
     """Return columns of which a Parquet file holds no values, but where they begin and end: named indexes of pandas.
 
     pandas makes them up, just where as many rows are read at once as the file has; here they are columns like all others. One
     that does not fit the file is None, and no column.
     """
-    told = json.loads((about.schema.to_arrow_schema().metadata or {}).get(b"pandas", b"{}"))
+    told = _told_of(about.schema.to_arrow_schema())
     found = [one for one in told.get("index_columns", ()) if isinstance(one, dict) and one.get("name") is not None]
     spans = {str(one["name"]): range(one["start"], one["stop"], one["step"]) for one in found}
     return {name: span if len(span) == about.num_rows else None for name, span in spans.items()}

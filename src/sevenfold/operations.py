@@ -11,7 +11,7 @@ import pandas as pd
 from sevenfold import formats, modules
 from sevenfold.applications import base
 from sevenfold.bundles import Bundle
-from sevenfold.datasets.base import ImageSchema, TableSchema
+from sevenfold.datasets.base import DataError, ImageSchema, TableSchema
 from sevenfold.models.base import Compressor
 
 if TYPE_CHECKING:
@@ -19,13 +19,17 @@ if TYPE_CHECKING:
 
 Operation = Callable[[Bundle, formats.Rows], formats.Rows]
 
+PIECE = 4096
+"""Rows that go from raw values to what is made of them together; a multiple of all that applications take together."""
+
 
 def encode(bundle: Bundle, rows: formats.Rows) -> formats.Rows:
     """Return code_0, code_1, ... for each row, or the names of what a selection selected; every bundle can."""
     if bundle.application.operation == "encode":
         return formats.Rows(pd.DataFrame(_predicted(bundle, rows)))
-    x, observed = bundle.schema.transform(rows)
-    return formats.Rows(pd.DataFrame(base.code_columns(bundle.model, x, observed)))
+    return formats.Rows(
+        pd.DataFrame(_in_pieces(lambda x, seen: base.code_columns(bundle.model, x, seen), bundle, rows))
+    )
 
 
 def listed(codes: formats.Rows) -> formats.Rows:
@@ -103,8 +107,27 @@ def index(bundle: Bundle, rows: formats.Rows) -> formats.Rows:
 
 
 def _predicted(bundle: Bundle, rows: formats.Rows) -> base.Columns:
-    x, observed = bundle.schema.transform(rows)
-    return bundle.application.predict(bundle.model, x, observed, bundle.schema)
+    act, model, schema = bundle.application.predict, bundle.model, bundle.schema
+    return _in_pieces(lambda x, observed: act(model, x, observed, schema), bundle, rows)
+
+
+def _in_pieces(
+    act: Callable[[np.ndarray, np.ndarray | None], base.Columns], bundle: Bundle, rows: formats.Rows
+) -> base.Columns:
+    """Return what is made of the samples of these rows, of a table a piece at a time.
+
+    Samples are used while they are in the processor's cache: to write all of them to memory, and to read them from there,
+    would take as long as a small network does.
+    """
+    if len(rows) <= PIECE or not isinstance(bundle.schema, TableSchema):
+        return act(*bundle.schema.transform(rows))
+    starts = range(0, len(rows), PIECE)
+    try:
+        made = [act(*bundle.schema.transform(rows.between(at, min(at + PIECE, len(rows))))) for at in starts]
+    except DataError:
+        bundle.schema.require(rows, "table")  # which tells of all rows, by their numbers
+        raise
+    return {name: np.concatenate([part[name] for part in made]) for name in made[0]}
 
 
 def accepting(bundle: Bundle) -> Bundle:
@@ -236,4 +259,4 @@ def get(name: str, bundle: Bundle) -> Operation:
 def identifying(bundle: Bundle, rows: formats.Rows) -> pd.DataFrame:
     """Return the columns that the model does not use: identifiers, labels, notes. A job keeps them beside its own."""
     used = set() if rows.images is not None else set(bundle.schema.features)
-    return rows.frame[[c for c in rows.frame.columns if c not in used]]
+    return rows.some([c for c in rows.columns if c not in used])
