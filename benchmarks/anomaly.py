@@ -4,10 +4,10 @@
 
 Half of the normal rows of a set teach, the other half and all anomalies judge (the protocol of vicliv/DTE). A fifth of the
 former is validation: it ends the training and calibrates the score. Everything is scaled by the training rows. Of the
-candidate and the application params.yaml gives all options, the same for every set, but for the length of the code, which
-is the number of columns. The plain rivals have the settings that PyOD has by default and learn from all of the half; the
-tuned ones are the application's own, whose settings are chosen by planted anomalies among the validation rows, since there
-are no others.
+candidate and the application params.yaml gives all options, the same for every set, but for two: the length of the code is
+the number of columns, and of references there are as many as `sevenfold dataset add` allows. The plain rivals have the
+settings that PyOD has by default and learn from all of the half; the tuned ones are the application's own, whose settings
+are chosen by planted anomalies among the validation rows, since there are no others.
 """
 
 import argparse
@@ -32,6 +32,7 @@ from sevenfold.models.base import ModelSpec
 
 CANDIDATE, CONTEST = "wdbc-denoising", "wdbc"
 OURS, KNN = "sevenfold", "kNN, mean of 5"
+REFERENCES = 16_384
 LARGEST = 20_000
 """Rows of a set; of a larger one, so many are drawn."""
 
@@ -57,7 +58,9 @@ def drawn(path: Path, rows: int, seed: int) -> tuple[Split, Split, Split]:
     return split(x[normal[fifth:half]]), split(x[normal[:fifth]]), test
 
 
-def ours(train: Split, validation: Split, test: Split, settings: params.Params, seed: int) -> np.ndarray:
+def ours(
+    train: Split, validation: Split, test: Split, settings: params.Params, seed: int, references: int
+) -> np.ndarray:
     """Return the score of each test row."""
     columns = tuple(Field(1, False) for _ in range(train.x.shape[1]))
     candidate = settings.candidates[CANDIDATE]
@@ -71,14 +74,13 @@ def ours(train: Split, validation: Split, test: Split, settings: params.Params, 
         device="cpu",
         on_epoch=lambda epoch: None,
     )
-    return np.asarray(
-        application(settings).calibrate(model, train, validation).evaluate(model, test, train).values["score"]
-    )
+    calibrated = application(settings, references).calibrate(model, train, validation)
+    return np.asarray(calibrated.evaluate(model, test, train).values["score"])
 
 
-def application(settings: params.Params) -> anomaly.Anomaly:
+def application(settings: params.Params, references: int = REFERENCES) -> anomaly.Anomaly:
     kind: Any = modules.member("applications", "anomaly", Application)
-    made: anomaly.Anomaly = kind(**settings.applications[CONTEST]["anomaly"])
+    made: anomaly.Anomaly = kind(**settings.applications[CONTEST]["anomaly"] | {"references": references})
     return made
 
 
@@ -96,7 +98,9 @@ PLAIN = (KNN, "kNN, fifth", "isolation forest", "LOF")
 TUNED = ("knn", "lof", "isolation_forest", "ecod", "pca_error")
 
 
-def measured(path: Path, seed: int, rows: int, settings: params.Params) -> dict[str, tuple[float, float, float]]:
+def measured(
+    path: Path, seed: int, rows: int, settings: params.Params, references: int
+) -> dict[str, tuple[float, float, float]]:
     """Return AUROC, average precision and seconds of everybody on one split of a set."""
     torch.set_num_threads(settings.training.threads)
     train, validation, test = drawn(path, rows, seed)
@@ -110,7 +114,7 @@ def measured(path: Path, seed: int, rows: int, settings: params.Params) -> dict[
         found[name] = (float(area), float(precision), seconds)
 
     start = time.perf_counter()
-    note(OURS, ours(train, validation, test, settings, seed), start)
+    note(OURS, ours(train, validation, test, settings, seed, references), start)
     known = np.concatenate([validation.x, train.x]).astype(float)
     for name in PLAIN:
         start = time.perf_counter()
@@ -130,6 +134,7 @@ def main() -> None:
     parser.add_argument("--sets", nargs="+", metavar="SET", help="file names without .npz; by default all")
     parser.add_argument("--seeds", type=int, default=5, help="of split, weights and forests")
     parser.add_argument("--rows", type=int, default=LARGEST, help="of a set at most")
+    parser.add_argument("--references", type=int, default=REFERENCES, help="codes that distances are taken to, at most")
     parser.add_argument("--workers", type=int, default=1, help="splits that are measured side by side")
     parser.add_argument("--params", type=Path, default=Path(__file__).parent.parent / "params.yaml")
     parser.add_argument("--write", action="store_true", help="put the table into docs/benchmarks.md")
@@ -140,7 +145,9 @@ def main() -> None:
     table: dict[str, np.ndarray] = {}  # (seeds, names, measures)
     with futures.ProcessPoolExecutor(given.workers, multiprocessing.get_context("spawn")) as pool:
         jobs = {
-            path: [pool.submit(measured, path, seed, given.rows, settings) for seed in range(given.seeds)]
+            path: [
+                pool.submit(measured, path, seed, given.rows, settings, given.references) for seed in range(given.seeds)
+            ]
             for path in paths
         }
         for path, some in jobs.items():

@@ -313,7 +313,7 @@ def main() -> None:
         measure(given.folder, given.measure, given.rows[0])
         return
     bundle_at(given.folder, "reduction", {"code": CODE, "neighbours": 12})
-    anomaly = {"policy": "quantile", "value": 0.99, "share": None, "neighbours": 5, "references": 4096, "reasons": 3}
+    anomaly = {"policy": "quantile", "value": 0.99, "share": None, "neighbours": 5, "references": 16384, "reasons": 3}
     bundle_at(given.folder, "anomaly", anomaly)
     lines: list[list[str]] = []
     said: list[str] = []

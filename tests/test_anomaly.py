@@ -386,21 +386,6 @@ def test_a_score_is_the_same_to_the_last_bit_whatever_rows_are_beside_it(kind, v
     assert np.array_equal(np.concatenate(parts), np.tile(whole, 2))
 
 
-@pytest.mark.parametrize("count", [1, 5, 40])
-@pytest.mark.parametrize("kind", ["alone", "in pairs", "all alike"])
-@pytest.mark.parametrize("codes", [3, 64, 1000, 4097])
-def test_the_nearest_codes_are_those_of_scikit_learn(codes, kind, count):
-    generator = np.random.default_rng(codes)
-    reference = generator.normal(size=(codes, 8)).astype(np.float32)
-    reference = {"alone": reference, "in pairs": reference[np.arange(codes) // 2], "all alike": 0 * reference + 1}[kind]
-    z = np.concatenate([generator.normal(size=(300, 8)), 1e4 * generator.normal(size=(20, 8)), reference[:3]])
-    z = z.astype(np.float32)
-    got = anomaly._Reference(torch.from_numpy(reference)).distances(torch.from_numpy(z), count)
-    _, expected = samples.nearest(reference.astype(float), z.astype(float), min(count, codes))
-    # A distance of 0 is taken for 1e-6; what scikit-learn computes in its place is rounded, too.
-    np.testing.assert_allclose(np.sort(got, axis=1), expected, rtol=1e-5, atol=2e-6)
-
-
 def test_reasons_are_given_for_whom_they_are_asked(contest):
     data, model, application = contest
     x = np.concatenate([data.test.x, normals(150, seed=8).astype(np.float32) * 3])

@@ -307,7 +307,7 @@ def _proposed(name: str, dataset: base.Dataset, *, fill: bool) -> tuple[dict[str
     applications["search"] = {"neighbours": 10, "recall": 0.99}
     shared = [*applications]
     policy = {"policy": "false-positive-rate", "value": 0.05, "share": None}
-    applications["anomaly"] = {**policy, "neighbours": 5, "references": 4096, "reasons": 3}
+    applications["anomaly"] = {**policy, "neighbours": 5, "references": 16384, "reasons": 3}
     if gaps:
         applications["imputation"] = {
             "share": 0.2, "passes": 10, "aids": ["linear", "neighbours"], "draws": None, "flags": False

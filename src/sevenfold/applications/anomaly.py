@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sevenfold import pictures, thresholds
+from sevenfold import pictures, references, thresholds
 from sevenfold.applications.base import (
     Application,
     Columns,
@@ -50,13 +50,9 @@ KNOTS = 24
 TAIL = 0.1
 """Share of normal rows that the exponential tail of a term's distribution is fitted to."""
 
-_BATCH = 2048  # rows; with fewer the calls themselves take a part of the time
+_BATCH = 4096  # rows; with fewer the calls themselves take a part of the time
 
 _MULTIPLE = 64  # rows that batches are filled up to; products of fewer may round in another way
-
-_DISTANCES = 2**19  # from rows to codes of the reference at a time: what a processor core has in its cache
-
-_GROUP = 16  # distances of which the smallest is looked at first
 
 _FARTHEST = 1e16  # robust deviations; the squares of more would overflow
 
@@ -69,6 +65,9 @@ class Anomaly(Application):
     primary = "average_precision"
     operation = "score"
     learns_from = "normal"
+
+    _prepared: tuple[np.ndarray, references.Reference] | None = None
+    """The codes of the state, and the same with what is worked out once for all rows."""
 
     def __init__(
         self,
@@ -178,6 +177,7 @@ class Anomaly(Application):
             "anchor": np.zeros(1),
         }
         draft = self.with_state({name: np.asarray(value, np.float32) for name, value in state.items()})
+        draft.state |= {f"reference_{n}": v for n, v in references.divided(draft.state["reference"]).items()}
         raw, _ = draft._parts(model, normals)
         draft.state |= _distribution(raw)
         odd = planted(normals, model.layout, every=1)
@@ -259,8 +259,15 @@ class Anomaly(Application):
 
     @property
     def _known(self) -> "_Known":
-        state = {name: tensor(np.asarray(value, np.float32)) for name, value in self.state.items()}
-        return _Known(state, _Reference(state["reference"]))
+        codes = self.state["reference"]
+        if self._prepared is None or self._prepared[0] is not codes:
+            names = ("centers", "members")
+            cells = {name: self.state[f"reference_{name}"] for name in names if f"reference_{name}" in self.state}
+            with torch.inference_mode(False):  # gradients may be asked for later
+                self._prepared = (codes, references.of(torch.from_numpy(np.array(codes, np.float32)), cells))
+        others = {name: value for name, value in self.state.items() if not name.startswith("reference")}
+        state = {name: tensor(np.asarray(value, np.float32)) for name, value in others.items()}
+        return _Known(state, self._prepared[1])
 
     def _parts(self, model: Autoencoder, split: Split) -> tuple[np.ndarray, np.ndarray]:
         """Return the terms (n, 2) and the whitened codes (n, code) of a split; see `_terms`."""
@@ -281,8 +288,7 @@ class Anomaly(Application):
         state = known.state
         z = model.encode(x, observed)
         residual = (x - model.decode(z)).flatten(1)
-        deviation = (residual - state["residual_median"]) / state["residual_scale"]  # (n, size)
-        square = deviation.clamp(-_FARTHEST, _FARTHEST).square()
+        square = _robust_squares(residual, state["residual_median"], state["residual_scale"])  # (n, size)
         if observed is None:
             square = square.mean(dim=1)
         else:
@@ -308,7 +314,10 @@ class Anomaly(Application):
         return torch.maximum(learned + state["offset"], guard)
 
     def score(self, model: Autoencoder, x: np.ndarray, observed: np.ndarray | None) -> np.ndarray:
-        """Return the score of each row, (n,): to the last bit the same whatever rows are beside it, and however many."""
+        """Return the score of each row, (n,): to the last bit the same whatever rows are beside it, and however many.
+
+        But that some processors round products of few columns otherwise in every second row.
+        """
         known, score = self._known, np.empty(len(x), np.float32)
         with torch.inference_mode():
             for rows, some, seen in _batches(x, observed):
@@ -539,71 +548,12 @@ class Anomaly(Application):
         ]
 
 
-class _Reference:
-    """The codes that distances are taken to."""
-
-    def __init__(self, codes: Tensor) -> None:
-        """Take (count, code)."""
-        self._codes = codes
-        # Groups have to be full; what fills them up is infinitely far from everywhere.
-        more = -len(codes) % _MULTIPLE
-        squares = torch.cat([codes.square().sum(dim=1), torch.full((more,), torch.inf)])
-        products = torch.cat([-2 * codes, codes.new_zeros(more, codes.shape[1])])
-        self._products = torch.cat([products, squares[:, None]], dim=1).T.contiguous()  # (code + 1, full)
-
-    def distances(self, z: Tensor, count: int) -> Tensor:
-        """Return the distances of codes (n, code) to their nearest in the reference, (n, count), in no order."""
-        found = self._nearest(z.detach(), min(count, len(self._codes)))
-        # Taken anew, since those that found them are rounded; and gradients go through these few alone. A code of the
-        # reference itself is at distance 0, where the root has no gradient.
-        near = self._codes.index_select(0, found.flatten()).reshape(*found.shape, -1)  # (n, count, code)
-        distances: Tensor = (z[:, None] - near).square().sum(dim=2).clamp(min=1e-12).sqrt()
-        return distances
-
-    def _nearest(self, z: Tensor, count: int) -> Tensor:
-        """Return the positions of the nearest, (n, count)."""
-        full = self._products.shape[1]
-        z = torch.cat([z, z.new_ones(len(z), 1)], dim=1)
-        found = np.empty((len(z), count), np.int64)
-        step = max(_MULTIPLE, _DISTANCES // full // _MULTIPLE * _MULTIPLE)
-        buffer = torch.empty(min(step, len(z)), full)
-        for start in range(0, len(z), step):
-            some = z[start : start + step]
-            # Squared distances but for the square of the code itself, which is the same for all of its row.
-            levels = [torch.mm(some, self._products, out=buffer[: len(some)])]  # (rows, full)
-            # The smallest of each group, of each group of groups, ...: among few it is found at once.
-            while levels[-1].shape[1] % _GROUP == 0 and levels[-1].shape[1] // _GROUP >= count:
-                levels.append(levels[-1].reshape(len(some), _GROUP, -1).amin(dim=1))
-            # And down again: the nearest are in the groups whose smallest are the smallest.
-            places = _smallest(levels[-1].numpy(), count)
-            for level in levels[-2::-1]:
-                groups = level.reshape(len(some), _GROUP, -1)
-                chosen = torch.from_numpy(places)[:, None].expand(-1, _GROUP, -1)
-                inside = _smallest(groups.gather(2, chosen).flatten(1).numpy(), count)
-                member = inside // count
-                places = np.take_along_axis(places, inside - member * count, axis=1) + member * groups.shape[2]
-            found[start : start + step] = places
-        return torch.from_numpy(found)
-
-
-def _smallest(values: np.ndarray, count: int) -> np.ndarray:
-    """Return the positions (n, count) of the smallest values of each row, in the order of the positions."""
-    rows, width = values.shape
-    # NumPy sorts short rows by vector instructions, and many times as fast as it finds positions.
-    limit = np.partition(values, count - 1, axis=1)[:, count - 1 : count]
-    found = np.flatnonzero(values <= limit)
-    if len(found) != rows * count:
-        # Some are as small as the last of them, or are no numbers.
-        return np.sort(np.argpartition(values, count - 1, axis=1)[:, :count], axis=1)
-    return found.reshape(rows, count) - np.arange(0, rows * width, width)[:, None]
-
-
 @dataclass(frozen=True)
 class _Known:
     """What calibration learned, as the networks take it."""
 
     state: Mapping[str, Tensor]
-    reference: _Reference
+    reference: references.Reference
 
 
 def _batches(x: np.ndarray, observed: np.ndarray | None) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
@@ -617,6 +567,15 @@ def _filled(x: np.ndarray) -> Tensor:
     if more := -len(x) % _MULTIPLE:
         x = np.concatenate([x, np.zeros((more, *x.shape[1:]), x.dtype)])
     return tensor(np.ascontiguousarray(x))
+
+
+def _robust_squares(residual: Tensor, median: Tensor, scale: Tensor) -> Tensor:
+    """Return the squares of robust z-scores, (n, size). Where no gradients are asked for, the residuals are overwritten:
+    most of the time would go into memory for each step.
+    """
+    if residual.requires_grad:
+        return ((residual - median) / scale).clamp(-_FARTHEST, _FARTHEST).square()
+    return residual.sub_(median).div_(scale).clamp_(-_FARTHEST, _FARTHEST).square_()
 
 
 def _residual(model: Autoencoder, split: Split) -> np.ndarray:
