@@ -2,11 +2,14 @@
 
 import numpy as np
 import pandas as pd
+import pyarrow
 import pytest
 
 import tiny
-from sevenfold import formats, operations
+from sevenfold import bundles, evaluation, formats, operations, preparation, training
+from sevenfold.applications import anomaly
 from sevenfold.datasets.base import DataError
+from sevenfold.models.base import ModelSpec
 
 
 def rows(pixels):
@@ -54,17 +57,46 @@ def test_other_operations_take_images_of_the_trainings_size_alone():
         operations.encode(bundle, rows(pictures((30, 41), "uint8")))
 
 
+@pytest.fixture(scope="module")
+def of_numbers():
+    """A bundle whose columns are all numbers, one with gaps, and rows as a job reads them."""
+    r = np.random.default_rng(0)
+    frame = pd.DataFrame(r.normal(size=(500, 4)), columns=["a", "b", "c", "d"])
+    frame["whole"], frame["gaps"] = r.integers(0, 99, 500), np.where(r.random(500) < 0.1, np.nan, frame["a"] + 1)
+    data = preparation.prepare(
+        "numbers", formats.Rows(frame), label=None, normal=None, identifier=None, group=None, drop=(), categorical=(),
+        value_range=None, duplicates="error", validation=0.2, test=0.2, seed=0,
+    )  # fmt: skip
+    spec = ModelSpec.of("pca", data.schema.layout, {"code": 3})
+    learn = evaluation.learned_from(anomaly.Anomaly(**tiny.ANOMALY), data)
+    model, _ = training.fit(
+        spec, learn, data.validation, tiny.SETTINGS, seed=0, device="cpu", on_epoch=lambda epoch: None
+    )
+    application = anomaly.Anomaly(**tiny.ANOMALY).calibrate(model, learn, data.validation)
+    return bundles.Bundle(spec, model, data.schema, "anomaly", application, {}), frame.iloc[:320].assign(id=range(320))
+
+
+def as_read(frame):
+    return formats.ArrowRows(pyarrow.RecordBatch.from_pandas(frame, preserve_index=False))
+
+
 @pytest.mark.parametrize("operation", ["encode", "score"])
-def test_what_is_made_does_not_depend_on_how_many_rows_go_through_together(operation, monkeypatch):
-    bundle, given = tiny.bundle("table", "anomaly"), tiny.table(320, seed=3)
-    whole = operations.get(operation, bundle)(bundle, given).frame
+def test_what_is_made_does_not_depend_on_how_many_rows_go_through_together(operation, of_numbers, monkeypatch):
+    bundle, frame = of_numbers
+    whole = operations.get(operation, bundle)(bundle, as_read(frame)).frame
+    pd.testing.assert_frame_equal(operations.get(operation, bundle)(bundle, formats.Rows(frame)).frame, whole)
     monkeypatch.setattr(operations, "PIECE", 64)
-    pd.testing.assert_frame_equal(operations.get(operation, bundle)(bundle, given).frame, whole)
+    pd.testing.assert_frame_equal(operations.get(operation, bundle)(bundle, as_read(frame)).frame, whole)
 
 
-def test_a_bad_row_has_its_number_among_all_rows_wherever_they_are_cut(monkeypatch):
+def test_a_bad_row_has_its_number_among_all_rows_wherever_they_are_cut(of_numbers, monkeypatch):
     monkeypatch.setattr(operations, "PIECE", 64)
-    bundle, given = tiny.bundle("table", "anomaly"), tiny.table(320, seed=3)
-    cities = given.frame["city"].where(given.frame.index != 200, "Lima")
-    with pytest.raises(DataError, match=r"column 'city' has 1 values of new categories 'Lima' \(first: row 200\)"):
-        operations.score(bundle, formats.Rows(given.frame.assign(city=cities)))
+    bundle, frame = of_numbers
+    bad = frame.assign(c=frame["c"].where(frame.index != 200))
+    with pytest.raises(DataError, match=r"column 'c' has 1 gap \(first: row 200\)"):
+        operations.score(bundle, as_read(bad))
+
+
+def test_columns_that_the_model_does_not_use_go_along_as_they_are(of_numbers):
+    bundle, frame = of_numbers
+    pd.testing.assert_frame_equal(operations.identifying(bundle, as_read(frame)), frame[["id"]])

@@ -137,7 +137,7 @@ def as_read(table):
     "names", [None, ["float"], ["float32"], ["gaps", "NaN and gaps"], ["large", "uint8"], ["float", "float32"]]
 )
 def test_numbers_as_arrow_has_them_are_the_same_samples(names, together, monkeypatch):
-    monkeypatch.setattr(base, "_TOGETHER", together)
+    monkeypatch.setattr(base, "_AT_ONCE", together)
     table = plain_numbers().select(names or plain_numbers().column_names)
     frame = as_read(table).frame
     schema = TableSchema.learn(Rows(frame))

@@ -78,23 +78,6 @@ class Rows:
         """Return these columns, which are there, as a frame."""
         return self.frame[[*names]]
 
-    def numbers(self, names: Sequence[str], size: int) -> Iterator[np.ndarray] | None:
-        """Give the values of these columns, (`size`, columns) at a time; the last have what is left.
-
-        They are float32 where that is the type of all of the columns, and else float64; gaps are NaN.
-
-        Returns:
-            None where one is missing, there twice, text, or anything but plain integers and fractions.
-        """
-        frame = self.frame
-        if self.images is not None or self.text or not frame.columns.is_unique or not set(names) <= set(frame.columns):
-            return None
-        frame = frame if self.columns == [*names] else frame[[*names]]
-        if not all(isinstance(kind, np.dtype) and kind.kind in "iuf" for kind in frame.dtypes):
-            return None
-        kind = np.float32 if all(kind == np.float32 for kind in frame.dtypes) else np.float64
-        return (frame.iloc[at : at + size].to_numpy(kind) for at in range(0, len(frame), size))
-
     def between(self, start: int, stop: int) -> "Rows":
         """Return the rows from one position up to before another, without a copy of them."""
         images = None if self.images is None else self.images[start:stop]
@@ -136,6 +119,13 @@ class ArrowRows(Rows):
         return _exact(self.batch.select([*names]))
 
     def numbers(self, names: Sequence[str], size: int) -> Iterator[np.ndarray] | None:
+        """Give the values of these columns, (`size`, columns) at a time; the last have what is left.
+
+        They are float32 where that is the type of all of the columns, and else float64; gaps are NaN.
+
+        Returns:
+            None where a column is missing, or holds anything but integers and fractions.
+        """
         import pyarrow
 
         if not set(names) <= set(self.columns):

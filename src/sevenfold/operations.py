@@ -114,12 +114,13 @@ def _predicted(bundle: Bundle, rows: formats.Rows) -> base.Columns:
 def _in_pieces(
     act: Callable[[np.ndarray, np.ndarray | None], base.Columns], bundle: Bundle, rows: formats.Rows
 ) -> base.Columns:
-    """Return what is made of the samples of these rows, of a table a piece at a time.
+    """Return what is made of the samples of these rows, of plain numbers a piece at a time.
 
     Samples are used while they are in the processor's cache: to write all of them to memory, and to read them from there,
-    would take as long as a small network does.
+    would take as long as a small network does. Others take so long column by column that it is better done for many rows.
     """
-    if len(rows) <= PIECE or not isinstance(bundle.schema, TableSchema):
+    plain = isinstance(rows, formats.ArrowRows) and isinstance(bundle.schema, TableSchema) and bundle.schema.is_numeric
+    if len(rows) <= PIECE or not plain:
         return act(*bundle.schema.transform(rows))
     starts = range(0, len(rows), PIECE)
     try:

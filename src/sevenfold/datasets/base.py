@@ -29,7 +29,9 @@ GAP_WORDS = frozenset({"na", "n/a", "#n/a", "<na>", "nan", "null", "nil", "none"
 FARTHEST = 1e15
 """Standard deviations: farther values are refused, since sums of their squares may pass the largest float32, 3e38."""
 
-_TOGETHER = 4096  # rows that are standardised together, so that what is not yet turned is in the cache
+_TOGETHER = 16384  # rows that are standardised together, so that what is not yet turned is in the cache
+
+_AT_ONCE = 4096  # rows of plain numbers that are, of which all columns are in the cache
 
 
 class DataError(ValueError):
@@ -385,21 +387,23 @@ class TableSchema(Schema):
         return self._of_numbers(rows) or self._by_column(rows)
 
     def _of_numbers(self, rows: formats.Rows) -> tuple[np.ndarray, np.ndarray | None] | None:
-        """Do the work of `transform` where all columns are plain numbers that fit; None where it takes a closer look.
+        """Do the work of `transform` where all columns are plain numbers that fit, as Arrow has them; else return None.
 
         Most rows of most jobs come this way, a few at a time, so that they are in the processor's cache until they are done.
         """
         import torch  # whose loops over matrices are faster than NumPy's
 
-        if not self._is_numeric or (parts := rows.numbers(self.features, _TOGETHER)) is None:
+        if not (self.is_numeric and isinstance(rows, formats.ArrowRows)):
+            return None
+        if (parts := rows.numbers(self.features, _AT_ONCE)) is None:
             return None
         mean, scale = map(torch.from_numpy, self._statistics)
         x, observed = np.empty((len(rows), len(mean)), np.float32), None
-        exact = torch.empty((min(len(rows), _TOGETHER), len(mean)), dtype=torch.double)
+        exact = torch.empty((min(len(rows), _AT_ONCE), len(mean)), dtype=torch.double)
         for number, part in enumerate(parts):
-            some = slice(number * _TOGETHER, number * _TOGETHER + len(part))
-            made, given = torch.from_numpy(x[some]), torch.from_numpy(part if part.flags.writeable else part.copy("K"))
-            made.copy_(exact[: len(part)].copy_(given).sub_(mean).div_(scale))
+            some = slice(number * _AT_ONCE, number * _AT_ONCE + len(part))
+            made = torch.from_numpy(x[some])
+            made.copy_(exact[: len(part)].copy_(torch.from_numpy(part)).sub_(mean).div_(scale))
             # One pass tells of most that all of them fit: with a gap the sum is no number.
             if _is_near(made):
                 continue
@@ -415,7 +419,8 @@ class TableSchema(Schema):
         return x, observed
 
     @cached_property
-    def _is_numeric(self) -> bool:
+    def is_numeric(self) -> bool:
+        """Whether all columns are numbers."""
         return all(column.kind == "numeric" for column in self.columns)
 
     @cached_property
