@@ -511,8 +511,8 @@ def parquet_rows(path: Path, first: int, rows: int, size: int, columns: Sequence
     import pyarrow.parquet
 
     last = first + rows
-    # Not pre-buffered: that would hold whole row groups.
-    with pyarrow.parquet.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as source:
+    # Not pre-buffered: that would hold whole row groups. Each column has a buffer of its own, so small ones do.
+    with pyarrow.parquet.ParquetFile(path, pre_buffer=False, buffer_size=1 << 17) as source:
         starts = [0]
         for i in range(source.num_row_groups):
             starts.append(starts[-1] + source.metadata.row_group(i).num_rows)
