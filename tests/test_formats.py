@@ -676,7 +676,15 @@ def test_rows_as_arrow_has_them_are_those_of_their_frame(tmp_path):
     assert (len(rows), rows.columns, rows.text, rows.gaps, rows.images) == (4, [*frame], False, (), None)
     pd.testing.assert_frame_equal(rows.some(["number", "gaps"]), frame[["number", "gaps"]])
     assert rows.some([]).shape == (4, 0)
-    pd.testing.assert_frame_equal(read().take(np.array([2, 0])).frame, frame.iloc[[2, 0]].reset_index(drop=True))
+    without_gaps = frame.iloc[[2, 0]].reset_index(drop=True).astype({"gaps": "int64"})
+    pd.testing.assert_frame_equal(read().take(np.array([2, 0])).frame, without_gaps)
+    pd.testing.assert_frame_equal(
+        read().take(np.array([], np.int64)).frame.astype(object), frame.iloc[:0].astype(object)
+    )
+    parts = [read(0, 1), read(1, 2), read(3, 1)]
+    pd.testing.assert_frame_equal(formats.joined(parts).frame, frame)
+    mixed = [parts[0], formats.Rows(parts[1].frame), parts[2]]
+    assert formats.joined(mixed).frame["id"].tolist() == frame["id"].tolist()
     # What is cut first is the same as what is read alone, whose integers have a gap or none.
     pd.testing.assert_frame_equal(read().between(2, 4).frame, read(2, 2).frame)
     assert rows.numbers(["gaps", "list"], 4) is rows.numbers(["gaps", "other"], 4) is None

@@ -143,6 +143,11 @@ class ArrowRows(Rows):
     def between(self, start: int, stop: int) -> Rows:
         return ArrowRows(self.batch.slice(start, stop - start))
 
+    def take(self, rows: np.ndarray) -> Rows:
+        import pyarrow
+
+        return ArrowRows(self.batch.take(pyarrow.array(rows)))
+
 
 def _is_plain_number(kind: "pyarrow.DataType") -> bool:
     import pyarrow
@@ -160,6 +165,13 @@ def joined(parts: Sequence[Rows]) -> Rows:
     """Return the rows of all parts, which have the same columns, one after the other."""
     if len(parts) == 1:
         return parts[0]
+    read = [part.batch for part in parts if isinstance(part, ArrowRows)]
+    if len(read) == len(parts) and all(batch.schema.equals(read[0].schema) for batch in read):
+        import pyarrow
+
+        whole = pyarrow.Table.from_batches(read).combine_chunks().to_batches()
+        if len(whole) == 1:  # text of more than 2 GB takes several
+            return ArrowRows(whole[0])
     frame = pd.concat([part.frame for part in parts], ignore_index=True)
     frame.attrs = dict(parts[0].frame.attrs)
     shown = [part.images for part in parts if part.images is not None]
