@@ -8,7 +8,7 @@ import pytest
 import tiny
 from sevenfold import bundles, evaluation, formats, operations, preparation, training
 from sevenfold.applications import anomaly
-from sevenfold.datasets.base import DataError
+from sevenfold.datasets.base import DataError, TableSchema
 from sevenfold.models.base import ModelSpec
 
 
@@ -83,10 +83,15 @@ def as_read(frame):
 @pytest.mark.parametrize("operation", ["encode", "score"])
 def test_what_is_made_does_not_depend_on_how_many_rows_go_through_together(operation, of_numbers, monkeypatch):
     bundle, frame = of_numbers
-    whole = operations.get(operation, bundle)(bundle, as_read(frame)).frame
-    pd.testing.assert_frame_equal(operations.get(operation, bundle)(bundle, formats.Rows(frame)).frame, whole)
+    act, together, transform = operations.get(operation, bundle), [], TableSchema.transform
+    monkeypatch.setattr(
+        TableSchema, "transform", lambda self, rows: together.append(len(rows)) or transform(self, rows)
+    )
+    whole = act(bundle, as_read(frame)).frame
+    pd.testing.assert_frame_equal(act(bundle, formats.Rows(frame)).frame, whole, check_exact=True)
     monkeypatch.setattr(operations, "PIECE", 64)
-    pd.testing.assert_frame_equal(operations.get(operation, bundle)(bundle, as_read(frame)).frame, whole)
+    pd.testing.assert_frame_equal(act(bundle, as_read(frame)).frame, whole, check_exact=True)
+    assert together == [320, 320, *[64] * 5]
 
 
 def test_a_bad_row_has_its_number_among_all_rows_wherever_they_are_cut(of_numbers, monkeypatch):

@@ -26,7 +26,7 @@ def clusters(count, size=6, seed=0):
 
 
 def cells_of(codes):
-    return references.of(torch.from_numpy(codes), references.divided(codes))
+    return references.reference_of(torch.from_numpy(codes), references.divided(codes, 5))
 
 
 @pytest.mark.parametrize("count", [1, 5, 40])
@@ -45,17 +45,17 @@ def test_the_nearest_codes_are_those_of_scikit_learn(codes, kind, count):
 
 
 def test_few_codes_are_not_divided():
-    assert references.divided(clusters(references.EXACT)) == {}
-    assert type(references.of(torch.zeros(5, 2), {})) is references.Reference
+    assert references.divided(clusters(references.EXACT), 5) == {}
+    assert type(references.reference_of(torch.zeros(5, 2), {})) is references.Reference
 
 
 @pytest.mark.parametrize("count", [1, 5, 40])
 def test_a_code_is_compared_with_the_list_of_its_cell(count):
     codes, z = clusters(5000), clusters(700, seed=1)
     z[:20] *= 1e4
-    cells = references.divided(codes)
+    cells = references.divided(codes, 5)
     own = samples.nearest(cells["centers"].astype(float), z.astype(float), 1)[0][:, 0]
-    got = references.of(torch.from_numpy(codes), cells).distances(torch.from_numpy(z), count).numpy()
+    got = references.reference_of(torch.from_numpy(codes), cells).distances(torch.from_numpy(z), count).numpy()
     for row, (code, cell) in enumerate(zip(z, own, strict=True)):
         every = np.linalg.norm(codes[cells["members"][cell]].astype(float) - code.astype(float), axis=1)
         np.testing.assert_allclose(np.sort(got[row]), np.sort(every)[:count], rtol=1e-5, atol=2e-6)
@@ -65,7 +65,7 @@ def test_a_list_holds_its_cell_and_what_is_around_it_or_spans_a_cell_that_is_lar
     codes = clusters(6000)
     codes[:700] = codes[0]
     codes[600:700] += np.random.default_rng(1).normal(size=(100, codes.shape[1])) * 1e-3
-    cells = references.divided(codes)
+    cells = references.divided(codes, 5)
     apart = np.linalg.norm(cells["centers"][:, None].astype(float) - codes[None].astype(float), axis=2)
     own = apart.argmin(axis=0)
     large = 0
@@ -87,23 +87,42 @@ def test_cells_are_the_same_with_every_number_of_threads():
     try:
         for threads in (1, 2):
             torch.set_num_threads(threads)
-            found.append(references.divided(codes))
+            found.append(references.divided(codes, 5))
     finally:
         torch.set_num_threads(before)
     assert found[0].keys() == found[1].keys()
     assert all(np.array_equal(found[0][name], found[1][name]) for name in found[0])
 
 
-def test_what_is_found_in_cells_is_nearly_always_the_nearest():
-    codes, z = clusters(8000), clusters(1000, seed=2)
+@pytest.mark.parametrize(
+    ("size", "found", "longer"), [(2, 0.97, 1.001), (4, 0.9, 1.005), (8, 0.65, 1.04), (16, 0.45, 1.06)]
+)
+def test_what_is_found_in_cells_is_nearly_as_near_as_the_nearest(size, found, longer):
+    """Noise is the worst case: in many dimensions nearly all of it is at the rim of its cell."""
+    codes, z = (np.random.default_rng(i).normal(size=(n, size)).astype(np.float32) for i, n in enumerate((8000, 1000)))
     got = np.sort(cells_of(codes).distances(torch.from_numpy(z), 5).numpy(), axis=1)
     _, nearest = samples.nearest(codes.astype(float), z.astype(float), 5)
     assert (got > nearest - 1e-5).all()
-    # Where equal ones are many, some of them stand for all.
-    assert (got < nearest * 1.001 + 1e-4).mean() > 0.85
+    assert (got < nearest[:, -1:] + 1e-5).mean() > found
+    assert np.median(got.mean(axis=1) / nearest.mean(axis=1)) < longer
+
+
+def test_where_equal_codes_are_many_some_of_them_stand_for_all():
+    codes, z = clusters(8000), clusters(1000, seed=2)
+    got = np.sort(cells_of(codes).distances(torch.from_numpy(z), 5).numpy(), axis=1)
+    _, nearest = samples.nearest(codes.astype(float), z.astype(float), 5)
     farther = got.mean(axis=1) / (nearest.mean(axis=1) + 1e-3)
     assert np.median(farther) < 1.001
     assert np.quantile(farther, 0.95) < 1.2
+
+
+def test_who_asks_for_many_has_all_codes_compared():
+    codes, z = clusters(5000), clusters(200, seed=1)
+    count = references.MOST_NEIGHBOURS + 236
+    whole = references.reference_of(torch.from_numpy(codes), references.divided(codes, count))
+    _, nearest = samples.nearest(codes.astype(float), z.astype(float), count)
+    got = np.sort(whole.distances(torch.from_numpy(z), count), axis=1)
+    np.testing.assert_allclose(got, nearest, rtol=1e-4, atol=1e-4)
 
 
 def test_a_distance_in_cells_does_not_depend_on_the_codes_beside_it():
@@ -163,6 +182,19 @@ def test_a_score_by_cells_is_the_same_whatever_rows_are_beside_it_and_after_a_bu
             assert np.array_equal(got, whole[start : start + size])
 
 
+def test_a_copy_with_another_state_scores_by_that(many):
+    data, bundle = many
+    application, x = bundle.application, data.test.x[:200]
+    before = application.score(bundle.model, x, None)
+    plain = {
+        name: value
+        for name, value in application.state.items()
+        if name not in ("reference_centers", "reference_members")
+    }
+    assert not np.array_equal(application.with_state(plain).score(bundle.model, x, None), before)
+    assert np.array_equal(application.with_state(application.state).score(bundle.model, x, None), before)
+
+
 def test_reasons_of_a_score_by_cells_add_up_to_it(many):
     data, bundle = many
     application, x = (
@@ -173,7 +205,7 @@ def test_reasons_of_a_score_by_cells_add_up_to_it(many):
         typical = bundle.model.decode(torch.from_numpy(application.state["code_center"][None])).numpy()
     gained = application.score(bundle.model, x, None) - application.score(bundle.model, typical, None)
     total = application._by_feature(bundle.model, x, None, data.schema).sum(axis=1)
-    assert np.median(np.abs(total - gained) / gained) < 0.1
+    assert np.quantile(np.abs(total - gained) / gained, 0.9) < 0.1
 
 
 def test_cells_of_more_codes_find_more_than_few_codes_do(many):

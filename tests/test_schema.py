@@ -145,6 +145,9 @@ def test_numbers_as_arrow_has_them_are_the_same_samples(names, together, monkeyp
     more = as_read(table.add_column(0, "note", pa.array(["a"] * len(table))))
     for rows in (as_read(table), more, Rows(frame), Rows(frame[frame.columns[::-1]])):
         assert schema.problems(rows) == []
+        assert (schema._of_numbers(rows) is not None) == (
+            type(rows) is formats.ArrowRows
+        )  # the quick way, or the other
         got, seen = schema.transform(rows)
         assert np.array_equal(got, x)
         assert observed.all() if seen is None else np.array_equal(seen, observed)
