@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from sevenfold import card, evaluation, gate, publication
+from sevenfold import card, evaluation, formats, gate, publication
 from sevenfold.applications.base import Scores
 from sevenfold.applications.denoising import Denoising
 from sevenfold.applications.reduction import Reduction
@@ -172,10 +172,10 @@ def test_what_a_card_says_is_refused_is_refused():
         assert sentence in said
         frame = rows.frame.astype({"age": float})
         frame.loc[3, column] = bad
-        assert schema.problems(replace(rows, frame=frame)), column
+        assert schema.problems(formats.Rows(frame)), column
     frame = rows.frame.copy()
     frame.loc[3, "income"] = 1e9  # far, and computed all the same
-    assert not schema.problems(replace(rows, frame=frame))
+    assert not schema.problems(formats.Rows(frame))
 
 
 def test_slices_are_those_of_the_label_and_the_categories_by_the_applications_own_metric():

@@ -188,7 +188,8 @@ def test_tiles_of_another_image_are_refused(monkeypatch):
     streams = model.compress_tiles(x, 1)
     with pytest.raises(entropy.DamagedStreamError, match="5 streams; an image of 33x70 has 6, one for each tile"):
         model.decompress_tiles(streams[1:], 1, (70, 33))
-    with pytest.raises(entropy.DamagedStreamError, match="fails its checksum"):
+    # Which of the two it is hangs on the byte where the stream is cut, and so on how this processor rounds.
+    with pytest.raises(entropy.DamagedStreamError, match=r"fails its checksum|ends in a zero"):
         model.decompress_tiles([streams[0][:-2], *streams[1:]], 1, (70, 33))
 
 
