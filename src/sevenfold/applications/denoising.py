@@ -505,8 +505,11 @@ def _energies(x: np.ndarray, tall: int, wide: int) -> np.ndarray:
     blocks = np.asarray(x, np.float64).reshape(n, channels, grid[2], tall, grid[3], wide).swapaxes(3, 4)
     waves = np.square(fft.dctn(blocks, axes=(4, 5), norm="ortho")).reshape(n, -1, tall * wide)
     frequency = np.add.outer(np.arange(tall) / tall, np.arange(wide) / wide).reshape(-1)  # 0 to nearly 2
-    kept = [frequency >= min(least, frequency[-1]) for least in FREQUENCIES]
-    return np.stack([np.sqrt(waves[:, :, high].mean(axis=2)).reshape(grid) for high in kept])
+    kept = np.stack([frequency >= min(least, frequency[-1]) for least in FREQUENCIES])
+    # Several times as fast as to pick the frequencies; and unlike a product by BLAS it adds those of a block in one order.
+    means = np.einsum("nbk,fk->fnb", waves, kept / kept.sum(axis=1, keepdims=True))
+    energies: np.ndarray = np.sqrt(means).reshape(-1, *grid)
+    return energies
 
 
 def _regression(signs: np.ndarray, target: np.ndarray) -> dict[str, np.ndarray]:
