@@ -73,8 +73,8 @@ ZIPPED = 4
 LONGEST_BATCH = 0.5
 """Seconds that a batch may take, so that a job can be seen to go on, and stops soon when it is told to."""
 
-MOST_VALUES = 1 << 23
-"""Values of a batch: 32 MB of single precision."""
+MOST_VALUES = 1 << 22
+"""Values of a batch: 16 MB of single precision. The system clears memory before it gives it, which larger ones do not repay."""
 
 BLOCK = 64
 """Rows are worked on in multiples of so many, the last ones filled up: a product of few rows takes another way through the
@@ -770,9 +770,9 @@ def _keep_memory() -> None:
 
     The C library of Linux would give it back to the system, and have it cleared and take it anew for each batch, up to a fifth
     of a job's time. It keeps as much as the largest array that has gone until then, of 32 MB at most (mallopt(3),
-    M_MMAP_THRESHOLD); so one goes here. Elsewhere nothing comes of it.
+    M_MMAP_THRESHOLD); so one goes here, in which nothing was written. Elsewhere nothing comes of it.
     """
-    bytearray(31 << 20)
+    np.empty(31 << 20, np.uint8)
 
 
 def _named(rows: Rows, task: Task, part: Partition, at: int) -> Rows:
