@@ -724,7 +724,7 @@ def work(bundle: Bundle, task: Task, part: Partition, on_rows: Callable[[int], N
     Raises:
         DataError: rows do not fit the schema and are not to be put aside.
     """
-    _keep_memory()
+    keep_memory()
     name = f"part-{part.number:05d}{task.sink.suffix}"
     aside: list[pd.DataFrame] = []
     rows = 0
@@ -765,7 +765,7 @@ def work(bundle: Bundle, task: Task, part: Partition, on_rows: Callable[[int], N
     )
 
 
-def _keep_memory() -> None:
+def keep_memory() -> None:
     """Have memory stay with the process when an array goes, for the next batch.
 
     The C library of Linux would give it back to the system, and have it cleared and take it anew for each batch, up to a fifth
