@@ -634,6 +634,11 @@ def test_few_rows_are_not_tried_at_several_batch_sizes(tmp_path, monkeypatch, co
     monkeypatch.setattr(jobs, "MEASURED_FROM", 1 << 20)
     monkeypatch.setattr(jobs, "LONGEST_BATCH", 0.0)
     assert jobs._fastest(tiny.bundle("table", "anomaly"), "score", first, found, None) == 500
+    monkeypatch.setattr(jobs, "LONGEST_BATCH", 0.5)
+    bundle = tiny.bundle("table", "anomaly")
+    for most, expected in ((0, size), (1, 500)):  # values fewer than the larger batch has
+        monkeypatch.setattr(jobs, "MOST_VALUES", size * int(np.prod(bundle.schema.shape)) - most)
+        assert jobs._fastest(bundle, "score", first, found, None) == expected
 
 
 def test_rows_put_aside_are_parted_as_their_file_is_and_quoted_where_that_is_needed(tmp_path):
